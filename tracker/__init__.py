@@ -1,0 +1,3 @@
+"""The session tracker that fleets of AI agents run on."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,58 @@
+"""What a route is: a method on a path, the handler, and all that its documentation needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+__all__ = ["Handler", "Operation", "Operations"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the API. The handler's docstring is its description; ``answers``: the types of its bodies.
+
+    ``errors`` are the further statuses it may answer with, besides those that every route shares.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[int, Any] = field(default_factory=dict)
+    errors: tuple[int, ...] = ()
+    tag: str = "sessions"
+
+    @property
+    def summary(self) -> str:
+        return self.description.partition("\n")[0].rstrip(".")
+
+    @property
+    def description(self) -> str:
+        return self.handler.__doc__ or ""
+
+    @property
+    def secured(self) -> bool:
+        return self.path.startswith("/api/")
+
+
+class Operations(list[Operation]):
+    """The rows in the order in which they are written down."""
+
+    def add(self, method: str, path: str, **facts: Any) -> Callable[[Handler], Handler]:
+        """Makes a row of the handler that it decorates."""
+
+        def register(handler: Handler) -> Handler:
+            self.append(Operation(method, path, handler, **facts))
+            return handler
+
+        return register

@@ -1,0 +1,104 @@
+"""What a handler takes from a request: the body, the query string, a header; checked, or refused as Invalid."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, TypeVar, cast
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from tracker.errors import Invalid
+from tracker.models import IDEMPOTENCY_KEY_LENGTH, FieldError
+from tracker.settings import Settings
+from tracker.store.store import Store
+
+__all__ = ["BodyTooLarge", "State", "idempotency_key", "read_body", "read_query", "store_of"]
+
+DETAILS = 20
+"""Breaches named in one answer."""
+SHOWN_LOCATION = 128
+"""Characters of a field's name in an answer: keys of metadata are the client's."""
+DRAINED_BYTES = 1024 * 1024
+"""How much more of a body that is too large is read away, so that the client gets to see the answer."""
+QUERY_FIELDS = 100
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class State(TypedDict):
+    """What lives as long as the server, made by the lifespan."""
+
+    store: Store
+    settings: Settings
+
+
+class BodyTooLarge(Exception):
+    """The body has more bytes than the setting allows."""
+
+
+def store_of(request: Request) -> Store:
+    return cast("State", request.scope["state"])["store"]
+
+
+async def read_body(request: Request, model: type[Model]) -> Model:
+    """The body as JSON, whatever Content-Type says; an empty one as ``{}``. Raises Invalid, BodyTooLarge."""
+    body = await _read(request, cast("State", request.scope["state"])["settings"].max_body_bytes)
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def read_query(request: Request, model: type[Model]) -> Model:
+    """The query string; an empty value means absent, of several with one name the last counts. Raises Invalid."""
+    try:
+        pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), errors="strict", max_num_fields=QUERY_FIELDS)
+    except ValueError as error:
+        message = "Not valid UTF-8" if isinstance(error, UnicodeError) else "Too many parameters"
+        raise Invalid([{"field": "query", "message": message}]) from None
+    try:
+        return model.model_validate(dict(pairs))
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key header, if there is one. Raises Invalid for an empty, overlong or repeated one."""
+    values = request.headers.getlist("idempotency-key")
+    if not values:
+        return None
+    if len(values) > 1 or not 1 <= len(values[0]) <= IDEMPOTENCY_KEY_LENGTH:
+        raise Invalid(
+            [{"field": "Idempotency-Key", "message": f"One header of 1 to {IDEMPOTENCY_KEY_LENGTH} characters"}]
+        )
+    return values[0]
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length")
+    too_large = length is not None and length.isdigit() and int(length) > limit
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        too_large = too_large or size > limit
+        if not too_large:
+            chunks.append(chunk)
+        elif size > limit + DRAINED_BYTES:
+            break
+    if too_large:
+        raise BodyTooLarge(f"The body may have {limit} bytes at most")
+    return b"".join(chunks)
+
+
+def _invalid(error: ValidationError) -> Invalid:
+    return Invalid([_breach(cast("dict[str, Any]", breach)) for breach in error.errors(include_url=False)[:DETAILS]])
+
+
+def _breach(breach: dict[str, Any]) -> FieldError:
+    # null means absent, so a null for a required field is a missing field.
+    missing = breach["input"] is None and breach["type"].endswith("_type")
+    field = ".".join(str(part) for part in breach["loc"] if part != "[key]")
+    message = breach["msg"].removeprefix("Value error, ")
+    return {"field": field[:SHOWN_LOCATION] or "body", "message": "Field required" if missing else message}

@@ -1,0 +1,242 @@
+"""The handlers: parse, one store call, answer. Errors are raised, and written by the table in responses.py."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from tracker import __version__
+from tracker.api.operations import Operations
+from tracker.api.requests import idempotency_key, read_body, read_query, store_of
+from tracker.api.responses import NotFound, answer, stream_sessions
+from tracker.errors import StoreError
+from tracker.models import (
+    Cleaned,
+    Cleanup,
+    CreateSession,
+    Deleted,
+    EventPage,
+    Fence,
+    Health,
+    Heartbeat,
+    HeartbeatAnswer,
+    HeartbeatBatch,
+    HeartbeatBatchAnswer,
+    ListEvents,
+    ListSessions,
+    OneSession,
+    ProviderSession,
+    Ready,
+    Sessions,
+    Stats,
+    Target,
+    Updated,
+)
+from tracker.store.sessions import Beat
+from tracker.store.snapshot import timestamp
+
+__all__ = ["OPERATIONS"]
+
+BASE = "/api/active-sessions"
+
+OPERATIONS = Operations()
+route = OPERATIONS.add
+
+
+@route("GET", BASE, query=ListSessions, answers={200: Sessions})
+async def list_sessions(request: Request) -> Response:
+    """List the live sessions, newest first.
+
+    Without `limit` all of them, streamed. With `limit` a page of them, and `nextCursor` leads to the next: a session
+    that lives through the whole walk appears exactly once, whatever is created or ended meanwhile.
+    """
+    query, listing = read_query(request, ListSessions), store_of(request).listing
+    if query.limit is None:
+        return await stream_sessions(listing.chunks(query))
+    sessions, cursor = await listing.page(query, query.limit)
+    return answer(Sessions(sessions=sessions, nextCursor=cursor))
+
+
+@route(
+    "POST",
+    BASE,
+    body=CreateSession,
+    headers={"Idempotency-Key": "The same key and body again within 24 hours answer with the first session."},
+    answers={201: OneSession, 200: OneSession},
+    errors=(409, 422),
+)
+async def create_session(request: Request) -> Response:
+    """Register a run that starts.
+
+    A task has at most one live session: `onConflict` says what becomes of an earlier one. 201 with the new session;
+    200 with the one that was reused, or that an earlier call with this `Idempotency-Key` made.
+    """
+    body = await read_body(request, CreateSession)
+    session, outcome = await store_of(request).sessions.create(body, idempotency_key(request))
+    made = outcome == "created"
+    headers = {"Location": f"{BASE}/{session['id']}"} if made else None
+    return answer(OneSession(session=session), 201 if made else 200, headers)
+
+
+@route("POST", BASE + "/cleanup", body=Cleanup, answers={200: Cleaned})
+async def cleanup(request: Request) -> Response:
+    """End sessions: the expired ones, or those of an agent, of a runtime, or too long silent.
+
+    `{}` or no body: every session whose TTL has run out. `agentId`: all of that agent's, live or not (with the setting
+    `TRACKER_AGENT_CLEANUP=expired` only its expired ones). `maxAgeMinutes`: those whose last heartbeat is at least that
+    old, live or not, and those whose TTL has run out; with `agentId` only among that agent's. `runtimeInstanceId`: only
+    the sessions of that runtime process. `cleaned` counts what this very call ended.
+    """
+    body = await read_body(request, Cleanup)
+    return answer(Cleaned(cleaned=await store_of(request).sweeper.cleanup(body)))
+
+
+@route("GET", BASE + "/stats", answers={200: Stats})
+async def read_stats(request: Request) -> Response:
+    """Tell in numbers what runs and what ever did.
+
+    Its cost does not grow with the number of sessions.
+    """
+    return answer(await store_of(request).stats())
+
+
+@route("GET", BASE + "/events", query=ListEvents, answers={200: EventPage}, errors=(406, 410), tag="events")
+async def list_events(request: Request) -> Response:
+    """Read a page of the change feed, oldest first.
+
+    Each session has exactly one `session.created` and one `session.ended` event, in order. Go on with `after` set to
+    `next`; 410 when the feed, which keeps the newest events only, no longer holds that position.
+    """
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return answer({"error": "Server-sent events come with a later version: accept application/json"}, 406)
+    return answer(await store_of(request).feed.page(read_query(request, ListEvents)))
+
+
+@route("PUT", BASE + "/heartbeat", body=HeartbeatBatch, answers={200: HeartbeatBatchAnswer})
+async def heartbeat_many(request: Request) -> Response:
+    """Renew many sessions at once, by task and by session id."""
+    body = await read_body(request, HeartbeatBatch)
+    targets = [*map(Target.task, body.task_ids or ()), *map(Target.id, body.session_ids or ())]
+    beats = await store_of(request).sessions.heartbeat_all(targets)
+    missing = [target for target, beat in beats.items() if beat is None]
+    return answer(
+        HeartbeatBatchAnswer(
+            updated=len(beats) - len(missing),
+            missing={
+                "taskIds": [target.value for target in missing if target.kind == "task"],
+                "sessionIds": [target.value for target in missing if target.kind == "id"],
+            },
+        )
+    )
+
+
+@route("PUT", BASE + "/heartbeat/{taskId}", body=Heartbeat, answers={200: HeartbeatAnswer}, errors=(409,))
+async def heartbeat_by_task(request: Request) -> Response:
+    """Renew the live session of a task.
+
+    `updated` is false when no live session has that task. With `sessionId`, 409 when another session is the live one.
+    """
+    return await _heartbeat(request, Target.task(request.path_params["taskId"]))
+
+
+@route("PUT", BASE + "/{id}/heartbeat", body=Heartbeat, answers={200: HeartbeatAnswer}, errors=(409,))
+async def heartbeat_by_id(request: Request) -> Response:
+    """Renew a live session by its id: for sessions without a task."""
+    return await _heartbeat(request, Target.id(request.path_params["id"]))
+
+
+@route("PUT", BASE + "/provider-session/{taskId}", body=ProviderSession, answers={200: Updated}, errors=(409,))
+async def set_provider_session(request: Request) -> Response:
+    """Note the provider's own session id on the live session of a task.
+
+    It is what resumes the run after a crash, and comes with the event that tells of its end. Does not renew the TTL.
+    """
+    body = await read_body(request, ProviderSession)
+    target = Target.task(request.path_params["taskId"])
+    sessions = store_of(request).sessions
+    return answer(
+        Updated(updated=await sessions.set_provider_session(target, body.provider_session_id, body.session_id))
+    )
+
+
+@route("GET", BASE + "/by-task/{taskId}", answers={200: OneSession}, errors=(404,))
+async def read_by_task(request: Request) -> Response:
+    """Read the live session of a task."""
+    return await _read(request, Target.task(request.path_params["taskId"]))
+
+
+@route("DELETE", BASE + "/by-task/{taskId}", query=Fence, answers={200: Deleted}, errors=(409,))
+async def delete_by_task(request: Request) -> Response:
+    """End the live session of a task.
+
+    `deleted` is false when there is none. With `sessionId`, 409 when another session is the live one.
+    """
+    target, guard = Target.task(request.path_params["taskId"]), read_query(request, Fence).session_id
+    return answer(Deleted(deleted=await store_of(request).sessions.delete(target, guard)))
+
+
+@route("GET", BASE + "/{id}", answers={200: OneSession}, errors=(404,))
+async def read_by_id(request: Request) -> Response:
+    """Read a live session by its id."""
+    return await _read(request, Target.id(request.path_params["id"]))
+
+
+@route("DELETE", BASE + "/{id}", answers={200: Deleted})
+async def delete_by_id(request: Request) -> Response:
+    """End a live session by its id.
+
+    `deleted` is false when there is none, also when the id is no UUID.
+    """
+    target = Target.id(request.path_params["id"])
+    return answer(Deleted(deleted=await store_of(request).sessions.delete(target)))
+
+
+@route("PUT", BASE + "/{id}/stop", answers={200: Updated})
+async def request_stop(request: Request) -> Response:
+    """Ask a run to stop: it learns of it from its next heartbeat.
+
+    `updated` is false when there is no such live session. Asking again changes nothing.
+    """
+    target = Target.id(request.path_params["id"])
+    return answer(Updated(updated=await store_of(request).sessions.request_stop(target)))
+
+
+@route("GET", "/health", answers={200: Health}, tag="operations")
+async def health(request: Request) -> Response:
+    """Tell that the process is up, without a look at the store."""
+    return answer(Health(status="ok", version=__version__))
+
+
+@route("GET", "/ready", answers={200: Ready, 503: Ready}, tag="operations")
+async def ready(request: Request) -> Response:
+    """Tell whether the store can be reached and is laid out as expected, and what an operator should change."""
+    try:
+        findings = await store_of(request).inspect()
+    except StoreError as error:
+        return answer(Ready(status="unavailable", error=str(error)), 503, {"Retry-After": "1"})
+    return answer(Ready(status="ready", store=findings.facts, warnings=list(findings.warnings)))
+
+
+@route("GET", "/", tag="operations")
+async def front_page(request: Request) -> Response:
+    """Lead people to the documentation."""
+    return RedirectResponse("/docs", 307)
+
+
+async def _heartbeat(request: Request, target: Target) -> Response:
+    body = await read_body(request, Heartbeat)
+    beat = await store_of(request).sessions.heartbeat(target, body.session_id, body.progress)
+    return answer(_heartbeat_answer(beat))
+
+
+def _heartbeat_answer(beat: Beat | None) -> HeartbeatAnswer:
+    if beat is None:
+        return {"updated": False}
+    return {"updated": True, "expiresAt": timestamp(beat.due), "stopRequested": beat.stop_requested}
+
+
+async def _read(request: Request, target: Target) -> Response:
+    session = await store_of(request).sessions.get(target)
+    if session is None:
+        raise NotFound
+    return answer(OneSession(session=session))

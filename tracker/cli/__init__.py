@@ -1,0 +1,1 @@
+"""The `tracker` command, one file per subcommand."""

@@ -1,0 +1,82 @@
+"""The one place that knows the driver: how to reach the store, and what its errors mean to us.
+
+``memory://`` is fakeredis inside the process, everything else redis-py. The defaults of its release 8 are not ours: it
+would retry writes, wait for ten seconds, and skip the check that keeps a late reply from reaching another caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fakeredis import FakeAsyncRedis
+from redis import exceptions as driver
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from tracker.errors import StoreError, StoreFault, StoreUnavailable
+from tracker.settings import Settings
+
+__all__ = ["connect", "fault_of", "translated"]
+
+POOL_CONNECTIONS = 64
+READ_BYTES = 256 * 1024
+"""A chunk of a listing is some 100 KB: read it in one go."""
+
+TRANSIENT = re.compile(
+    r"\b(READONLY|LOADING|BUSY|MISCONF|NOREPLICAS|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|OOM|UNKILLABLE|UNBLOCKED"
+    r"|NOAUTH|NOPERM|WRONGPASS|NOMASTERLINK|max number of clients)\b"
+)
+"""What Redis says while it cannot, but may soon. Before Redis 7 it stands inside an error of the script."""
+
+
+def connect(settings: Settings) -> Redis:
+    """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
+    if settings.in_memory:
+        return FakeAsyncRedis(protocol=2)
+    options: dict[str, Any] = {
+        **parse_url(settings.store_url),
+        "max_connections": POOL_CONNECTIONS,
+        "timeout": settings.store_timeout_seconds,
+        "socket_timeout": settings.store_timeout_seconds,
+        "socket_connect_timeout": settings.store_timeout_seconds,
+        "socket_read_size": READ_BYTES,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "health_check_interval": 0,
+        "decode_responses": False,
+    }
+    if settings.store_url.startswith("unix://"):
+        del options["maint_notifications_config"]
+    pool = BlockingConnectionPool(**options)
+    if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
+        raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
+    return Redis(connection_pool=pool)
+
+
+def fault_of(text: str) -> StoreError:
+    """The error that Redis means by a text."""
+    if TRANSIENT.search(text):
+        return StoreUnavailable(f"the store cannot do that now: {text}")
+    return StoreFault(f"the store refused: {text}")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns whatever the driver raises into a StoreError, but for NoScriptError, which asks for the script's source."""
+    try:
+        yield
+    except driver.NoScriptError:
+        raise
+    except driver.ResponseError as error:
+        raise fault_of(str(error) or type(error).__name__) from error
+    except (driver.RedisError, OSError, EOFError, asyncio.IncompleteReadError) as error:
+        # TimeoutError is an OSError; connection, time-out and protocol errors all mean: no answer to be trusted.
+        raise StoreUnavailable(f"the store cannot be reached: {str(error) or type(error).__name__}") from error

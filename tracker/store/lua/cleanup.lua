@@ -1,0 +1,48 @@
+-- Ends, from one stretch of an index, the sessions that match; oldest first.
+--
+-- ARGV    4 agent ('' all)  5 started (ms, '' from the oldest)  6 id  7 how many to look at
+--         8 last started to look at (ms, '' now)  9 least age of the last heartbeat (ms, '' any)
+--         10 runtime ('' any)  11 expired | any
+-- reply   {done | more, started, id (the place to go on behind), last started, ended, not ended, why the first of those}
+-- effects finish, with reason `expired` for those whose TTL has run out, else `cleaned`; index entries whose hash is
+--         gone are removed from an agent's index
+check_shard()
+local index = ARGV[4] == '' and SESSIONS or AGENT .. ARGV[4]
+local first, reach = 0, tonumber(ARGV[7])
+local last_started = ARGV[8] == '' and now or tonumber(ARGV[8])
+if ARGV[5] ~= '' then
+  first = count_before(index, ARGV[5], ARGV[6])
+  if redis.call('ZSCORE', index, ARGV[6]) then first = first + 1 end
+end
+local ids = redis.call('ZRANGE', index, first, first + reach - 1, 'WITHSCORES')
+local state, ended, failed, why = #ids < 2 * reach and 'done' or 'more', 0, 0, ''
+
+local function weigh(id)
+  local flat = redis.call('HGETALL', SESSION .. id)
+  if #flat == 0 then
+    if index ~= SESSIONS then redis.call('ZREM', index, id) end
+    return
+  end
+  local session = to_table(flat)
+  local due = tonumber(session.due)
+  local expired = due <= cutoff
+  local fits = expired or ARGV[11] == 'any'
+  if ARGV[9] ~= '' then fits = fits and due - tonumber(session.ttl) <= cutoff - tonumber(ARGV[9]) end
+  if ARGV[10] ~= '' then fits = fits and session.runtime == ARGV[10] end
+  if not fits then return end
+  finish(id, flat, expired and 'expired' or 'cleaned')
+  ended = ended + 1
+end
+
+for i = 1, #ids, 2 do
+  if tonumber(ids[i + 1]) > last_started then
+    state = 'done'
+    break
+  end
+  local ok, problem = pcall(weigh, ids[i])
+  if not ok then
+    if failed == 0 then why = describe(problem) end
+    failed = failed + 1
+  end
+end
+return {state, ids[#ids] or '', ids[#ids - 1] or '', ms(last_started), ms(ended), ms(failed), why}

@@ -1,0 +1,109 @@
+"""The Lua scripts: read once from package data, each behind the common prelude, called by their digest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from tracker.errors import SchemaMismatch
+from tracker.settings import Settings
+from tracker.store.connection import connect, translated
+from tracker.store.keys import SCHEMA_VERSION, Shard
+
+__all__ = ["NAMES", "Argument", "Scripts"]
+
+Argument = str | bytes | int
+
+NAMES = (
+    "claim",
+    "cleanup",
+    "create",
+    "delete",
+    "enroll",
+    "heartbeat",
+    "list",
+    "provider",
+    "read",
+    "stats",
+    "stop",
+    "sweep",
+)
+
+
+class _Script:
+    __slots__ = ("digest", "source")
+
+    def __init__(self, prelude: str, name: str) -> None:
+        self.source = prelude + (resources.files("tracker.store") / "lua" / f"{name}.lua").read_text()
+        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+class Scripts:
+    """Runs scripts on shards, each within one deadline; the store's layout is checked before the first."""
+
+    def __init__(self, settings: Settings, client: Redis | None = None) -> None:
+        self.client = connect(settings) if client is None else client
+        self.shards = tuple(Shard(settings.namespace, number) for number in range(settings.shards))
+        self.timeout = settings.store_timeout_seconds
+        prelude = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
+        self._scripts = {name: _Script(prelude, name) for name in NAMES}
+        self._head = (round(settings.grace_seconds * 1000), settings.feed_length)
+        self._enrolled = False
+
+    async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
+        """The reply of a script, as redis-py gives it: lists and bytes.
+
+        Raises StoreUnavailable when there is none within the deadline, StoreFault when the script was refused,
+        SchemaMismatch when the store is laid out for others.
+        """
+        if not self._enrolled:
+            await self.enroll()
+        return await self._run(name, shard, arguments)
+
+    async def enroll(self) -> list[list[bytes]]:
+        """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
+        expected = [b"%d" % SCHEMA_VERSION, b"%d" % len(self.shards)]
+        arguments = (SCHEMA_VERSION, len(self.shards))
+        replies: list[list[bytes]] = await asyncio.gather(
+            *(self._run("enroll", shard, arguments) for shard in self.shards)
+        )
+        for reply in replies:
+            if reply[:2] != expected:
+                self._enrolled = False
+                version, shards = (part.decode(errors="replace") or "?" for part in reply[:2])
+                raise SchemaMismatch(
+                    f"the store is laid out with {shards} shards in schema version {version}, this process has "
+                    f"{len(self.shards)} shards and version {SCHEMA_VERSION}: set TRACKER_SHARDS={shards}, use another "
+                    "TRACKER_NAMESPACE, or run the version that made it"
+                )
+        self._enrolled = True
+        return replies
+
+    async def command(self, *words: Argument) -> Any:
+        """The reply to a plain command, within the same deadline and with the same errors."""
+        if not self._enrolled:
+            await self.enroll()
+        return await self._within_deadline(*words)
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _run(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> Any:
+        script = self._scripts[name]
+        rest = (len(shard.declared), *shard.declared, shard.prefix, *self._head, *arguments)
+        try:
+            return await self._within_deadline("EVALSHA", script.digest, *rest)
+        except NoScriptError:
+            # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
+            return await self._within_deadline("EVAL", script.source, *rest)
+
+    async def _within_deadline(self, *words: Argument) -> Any:
+        with translated():
+            async with asyncio.timeout(self.timeout):
+                return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]

@@ -1,0 +1,68 @@
+"""Store: all rooms of the store on one connection pool, opened and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from tracker.models import Stats
+from tracker.settings import Settings
+from tracker.store.feed import Feed
+from tracker.store.inspection import Findings, inspect, watch
+from tracker.store.listing import Listing
+from tracker.store.scripts import Scripts
+from tracker.store.sessions import SessionStore
+from tracker.store.stats import read_stats
+from tracker.store.sweeper import Sweeper
+
+__all__ = ["Store", "open_store", "verify"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """What the API works with."""
+
+    sessions: SessionStore
+    listing: Listing
+    feed: Feed
+    sweeper: Sweeper
+    scripts: Scripts
+    embedded: bool
+
+    async def stats(self) -> Stats:
+        return await read_stats(self.scripts)
+
+    async def inspect(self) -> Findings:
+        return await inspect(self.scripts, embedded=self.embedded)
+
+    async def watch(self) -> None:
+        await watch(self.scripts, embedded=self.embedded)
+
+
+@asynccontextmanager
+async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIterator[Store]:
+    """A store in use. Connects at the first call; does not sweep by itself (``store.sweeper.run`` does)."""
+    scripts = Scripts(settings, client)
+    sessions = SessionStore(settings, scripts)
+    store = Store(
+        sessions=sessions,
+        listing=Listing(scripts, sessions),
+        feed=Feed(scripts),
+        sweeper=Sweeper(settings, scripts),
+        scripts=scripts,
+        embedded=settings.in_memory,
+    )
+    try:
+        yield store
+    finally:
+        await sessions.close()
+        await scripts.close()
+
+
+async def verify(settings: Settings) -> Findings:
+    """Looks at the store once, before a server starts. Raises SchemaMismatch, or StoreUnavailable."""
+    async with open_store(settings) as store:
+        return await store.inspect()

@@ -1,0 +1,145 @@
+"""Ending what died: the sweep that every pod runs every few seconds, and the cleanup that callers ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import NamedTuple
+
+from tracker.errors import StoreError, StoreFault
+from tracker.models import Cleanup
+from tracker.settings import Settings
+from tracker.store.keys import Shard
+from tracker.store.scripts import Scripts
+from tracker.store.snapshot import timestamp
+
+__all__ = ["Sweeper"]
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+"""Sessions ended per script call: some 2 ms of Redis's time, so that heartbeats get in between."""
+PATIENCE_INTERVALS = 3
+"""A pulse older than so many sweep intervals means that nobody was there to sweep, nor to take heartbeats."""
+PATIENCE_LEAST_MS = 3000
+"""But never sooner than this: a busy machine pauses for a second now and then."""
+
+
+class _Swept(NamedTuple):
+    """What one sweep of a shard ended, and what it could not end, with the reason for the first."""
+
+    ended: int
+    failed: int
+    why: str
+
+
+class Sweeper:
+    """Sweeps all shards, once by ``sweep``, for ever by ``run``."""
+
+    def __init__(self, settings: Settings, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._interval = settings.sweep_interval_seconds
+        self._patience = max(round(self._interval * 1000) * PATIENCE_INTERVALS, PATIENCE_LEAST_MS)
+        self._longest_hold = round(settings.ttl_seconds * 1000)
+        self._spare_siblings = settings.agent_cleanup == "expired"
+
+    async def run(self) -> None:
+        """Sweeps every interval until cancelled. An unreachable store is waited out, and logged once per outage."""
+        reachable = True
+        while True:
+            try:
+                # Also notices a store that was emptied or replaced meanwhile.
+                await self._scripts.enroll()
+                await self._sweep_all(skip_if_younger_ms=round(self._interval * 500))
+                if not reachable:
+                    logger.info("the store is back")
+                reachable = True
+            except StoreFault as error:
+                logger.error("sweep: %s", error)
+            except StoreError as error:
+                if reachable:
+                    logger.error("sweep: %s", error)
+                reachable = False
+            except Exception:
+                logger.exception("sweep failed")
+            await asyncio.sleep(self._interval * random.uniform(0.9, 1.0))  # noqa: S311 - spreads pods, keeps no secret
+
+    async def sweep(self) -> int:
+        """Ends every session whose TTL has run out; how many. Raises StoreFault if some could not be ended."""
+        return await self._sweep_all(skip_if_younger_ms=0)
+
+    async def cleanup(self, request: Cleanup) -> int:
+        """Ends the sessions that a cleanup asks for; how many this very call ended.
+
+        Works in batches, each with its own deadline. Raises StoreUnavailable when the store goes away in between, and
+        StoreFault when some sessions could not be ended; the others are, then.
+        """
+        filtered = request.agent_id or request.runtime_instance_id or request.max_age_minutes is not None
+        if not filtered:
+            return await self.sweep()
+        swept = await self.sweep() if request.max_age_minutes is not None and not request.agent_id else 0
+        walked = [await self._walk(shard, request) for shard in self._scripts.shards]
+        _raise_for([shard for shard in walked if shard.failed])
+        return swept + sum(shard.ended for shard in walked)
+
+    async def _sweep_all(self, skip_if_younger_ms: int) -> int:
+        swept = [await self._sweep(shard, skip_if_younger_ms) for shard in self._scripts.shards]
+        ended = sum(shard.ended for shard in swept)
+        if ended:
+            logger.info("swept %d expired sessions", ended)
+        _raise_for([shard for shard in swept if shard.failed])
+        return ended
+
+    async def _sweep(self, shard: Shard, skip_if_younger_ms: int) -> _Swept:
+        ended = failed = 0
+        why = ""
+        while True:
+            reply = await self._scripts.run(
+                "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
+            )
+            if reply[0] == b"skipped":
+                break
+            skip_if_younger_ms = 0
+            looked_at, stuck = int(reply[2]), int(reply[3])
+            ended += int(reply[1])
+            failed += stuck
+            why = why or reply[4].decode(errors="replace")
+            if reply[6]:
+                logger.warning(
+                    "nobody swept for %.1f s: sessions get that long again to heartbeat, until %s",
+                    int(reply[6]) / 1000,
+                    timestamp(int(reply[5])),
+                )
+            if looked_at < BATCH:
+                break
+        return _Swept(ended, failed, why)
+
+    async def _walk(self, shard: Shard, request: Cleanup) -> _Swept:
+        only_agent = request.max_age_minutes is None and request.runtime_instance_id is None
+        minutes = request.max_age_minutes
+        filters = (
+            "" if minutes is None else min(minutes, 10**9) * 60_000,
+            request.runtime_instance_id or "",
+            "expired" if self._spare_siblings and only_agent else "any",
+        )
+        place: tuple[str | bytes, str | bytes] = ("", "")
+        last_started: str | bytes = ""
+        ended = failed = 0
+        why = ""
+        while True:
+            state, started, session_id, last_started, n, stuck, problem = await self._scripts.run(
+                "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
+            )
+            ended += int(n)
+            failed += int(stuck)
+            why = why or problem.decode(errors="replace")
+            if state == b"done":
+                return _Swept(ended, failed, why)
+            place = (started, session_id)
+
+
+def _raise_for(failures: list[_Swept]) -> None:
+    if failures:
+        count = sum(shard.failed for shard in failures)
+        raise StoreFault(f"{count} sessions could not be ended: {failures[0].why}")
