@@ -100,7 +100,8 @@ def _store_fault(request: Request, error: StoreFault) -> Response:
 
 def _store_unavailable(request: Request, error: StoreUnavailable | SchemaMismatch) -> Response:
     logger.warning("%s %s: %s", request.method, request.scope.get("route", "?"), error)
-    return answer({"error": "The store cannot answer now, try again"}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
+    text = str(error) if isinstance(error, SchemaMismatch) else "The store cannot answer now, try again"
+    return answer({"error": text}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
 
 
 def _client_disconnect(request: Request, error: ClientDisconnect) -> Response:

@@ -58,7 +58,7 @@ def connect(settings: Settings) -> Redis:
     pool = BlockingConnectionPool(**options)
     if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
         raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # which closes the pool with the client
 
 
 def fault_of(text: str) -> StoreError:

@@ -6,13 +6,12 @@ reading can go on behind any event without loss or repeat.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Any
 
 from tracker.errors import Invalid, PositionLost
 from tracker.models import EVENTS_DEFAULT_LIMIT, Event, EventPage, ListEvents
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import decode, timestamp
 
 __all__ = ["Feed"]
@@ -60,9 +59,7 @@ class Feed:
 
     async def _read(self, positions: list[str], limit: int) -> list[tuple[tuple[int, int], int, str, list[bytes]]]:
         """The next entries of all shards as (order, shard, stream id, flat fields), in order, ``limit`` at most."""
-        batches = await asyncio.gather(
-            *(self._read_shard(shard, position, limit) for shard, position in enumerate(positions))
-        )
+        batches = await together(self._read_shard(shard, position, limit) for shard, position in enumerate(positions))
         return sorted(entry for batch in batches for entry in batch)[:limit]
 
     async def _read_shard(self, shard: int, position: str, limit: int) -> list[Any]:

@@ -5,14 +5,13 @@ A session's place never changes, so one that lives throughout a walk is met exac
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from itertools import islice
 
 from tracker.models import ListSessions, Session, Target
 from tracker.store.ids import shard_of_text
 from tracker.store.keys import Shard
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import Scripts, together
 from tracker.store.sessions import SessionStore
 from tracker.store.snapshot import decode
 
@@ -71,7 +70,7 @@ class Listing:
         matches = tuple(part for field, value in filters.items() if value for part in (field, value))
         walks = [_ShardWalk(self._scripts, shard, query.agent_id or "", matches, below, reach) for shard in shards]
         while walks := [walk for walk in walks if walk.ahead or not walk.done]:
-            await asyncio.gather(*(walk.fill() for walk in walks))
+            await together(walk.fill() for walk in walks)
             if chunk := _merge(walks):
                 yield chunk
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -16,9 +16,10 @@ from tracker.settings import Settings
 from tracker.store.connection import connect, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
 
-__all__ = ["NAMES", "Argument", "Scripts"]
+__all__ = ["NAMES", "Argument", "Scripts", "together"]
 
 Argument = str | bytes | int
+T = TypeVar("T")
 
 NAMES = (
     "claim",
@@ -34,6 +35,15 @@ NAMES = (
     "stop",
     "sweep",
 )
+
+
+async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+    """What all of it gives, side by side. Waits for all before it raises the first error: nothing is left running."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[T]", results)
 
 
 class _Script:
@@ -70,9 +80,7 @@ class Scripts:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
         expected = [b"%d" % SCHEMA_VERSION, b"%d" % len(self.shards)]
         arguments = (SCHEMA_VERSION, len(self.shards))
-        replies: list[list[bytes]] = await asyncio.gather(
-            *(self._run("enroll", shard, arguments) for shard in self.shards)
-        )
+        replies: list[list[bytes]] = await together(self._run("enroll", shard, arguments) for shard in self.shards)
         for reply in replies:
             if reply[:2] != expected:
                 self._enrolled = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tracker.models import Stats
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import seconds
 
 __all__ = ["read_stats"]
@@ -26,7 +25,7 @@ async def read_stats(scripts: Scripts) -> Stats:
     sweep. The oldest heartbeat is exact when all sessions have one TTL; with several it is the oldest among the 1,000
     sessions per shard that are nearest their deadlines.
     """
-    replies: list[Any] = await asyncio.gather(*(scripts.run("stats", shard, NAMED, REACH) for shard in scripts.shards))
+    replies: list[Any] = await together(scripts.run("stats", shard, NAMED, REACH) for shard in scripts.shards)
     by_agent: Counter[str] = Counter()
     by_trigger: Counter[str] = Counter()
     counters: Counter[str] = Counter()

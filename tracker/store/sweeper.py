@@ -11,7 +11,7 @@ from tracker.errors import StoreError, StoreFault
 from tracker.models import Cleanup
 from tracker.settings import Settings
 from tracker.store.keys import Shard
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import timestamp
 
 __all__ = ["Sweeper"]
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 100
 """Sessions ended per script call: some 2 ms of Redis's time, so that heartbeats get in between."""
+LANES = 4
+"""Batches under way at once. Shards take turns batch by batch: with much to end in one, other pulses stay young."""
 PATIENCE_INTERVALS = 3
 """A pulse older than so many sweep intervals means that nobody was there to sweep, nor to take heartbeats."""
 PATIENCE_LEAST_MS = 3000
@@ -42,6 +44,7 @@ class Sweeper:
         self._interval = settings.sweep_interval_seconds
         self._patience = max(round(self._interval * 1000) * PATIENCE_INTERVALS, PATIENCE_LEAST_MS)
         self._longest_hold = round(settings.ttl_seconds * 1000)
+        self._lanes = asyncio.Semaphore(LANES)
         self._spare_siblings = settings.agent_cleanup == "expired"
 
     async def run(self) -> None:
@@ -79,12 +82,12 @@ class Sweeper:
         if not filtered:
             return await self.sweep()
         swept = await self.sweep() if request.max_age_minutes is not None and not request.agent_id else 0
-        walked = [await self._walk(shard, request) for shard in self._scripts.shards]
+        walked = await together(self._walk(shard, request) for shard in self._scripts.shards)
         _raise_for([shard for shard in walked if shard.failed])
         return swept + sum(shard.ended for shard in walked)
 
     async def _sweep_all(self, skip_if_younger_ms: int) -> int:
-        swept = [await self._sweep(shard, skip_if_younger_ms) for shard in self._scripts.shards]
+        swept = await together(self._sweep(shard, skip_if_younger_ms) for shard in self._scripts.shards)
         ended = sum(shard.ended for shard in swept)
         if ended:
             logger.info("swept %d expired sessions", ended)
@@ -95,9 +98,10 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            reply = await self._scripts.run(
-                "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
-            )
+            async with self._lanes:
+                reply = await self._scripts.run(
+                    "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
+                )
             if reply[0] == b"skipped":
                 break
             skip_if_younger_ms = 0
@@ -128,9 +132,10 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            state, started, session_id, last_started, n, stuck, problem = await self._scripts.run(
-                "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
-            )
+            async with self._lanes:
+                state, started, session_id, last_started, n, stuck, problem = await self._scripts.run(
+                    "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
+                )
             ended += int(n)
             failed += int(stuck)
             why = why or problem.decode(errors="replace")
