@@ -42,6 +42,9 @@ STORE_URL_PARAMETERS = frozenset(
 # Kubernetes sets these in every pod beside a Service that is named "tracker": nobody's typo.
 KUBERNETES_LINK = re.compile(r"TRACKER_SERVICE_(HOST|PORT)(_\w+)?|TRACKER_PORT_\d+_\w+")
 
+# What our client commands read. TRACKER_API_KEY is not here: set for a server, it likely was meant as TRACKER_API_KEYS.
+CLIENT_VARIABLES = frozenset({"TRACKER_URL"})
+
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9.:%_-]+")
@@ -293,7 +296,7 @@ class Settings(BaseModel, frozen=True):
     @staticmethod
     def unknown_variables(environ: Mapping[str, str]) -> list[str]:
         """Variables that look like settings but are none: a typo must not go unnoticed. Names only, sorted."""
-        known = {variable_of(name) for name in FIELDS}
+        known = CLIENT_VARIABLES | {variable_of(name) for name in FIELDS}
         return sorted(
             name
             for name in environ

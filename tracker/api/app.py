@@ -37,7 +37,9 @@ def create_app(settings: Settings) -> Starlette:
                 raise
             except StoreError as error:
                 logger.warning("starting without the store, which answers 503 until it is there: %s", error)
-            tasks = [asyncio.create_task(store.sweeper.run()), asyncio.create_task(store.watch())]
+            tasks = [asyncio.create_task(store.sweeper.run())]
+            if not settings.in_memory:
+                tasks.append(asyncio.create_task(store.watch()))
             try:
                 yield {"store": store, "settings": settings}
             finally:

@@ -33,11 +33,15 @@ def hash_key(
 
 
 def _typed() -> str:
-    if sys.stdin.isatty():
+    if _on_terminal():
         typed: str = typer.prompt("API key", hide_input=True, err=True)
         return typed
     # Latin-1 takes any bytes: those that are not ASCII are refused with everything else that is no key.
     return sys.stdin.buffer.read(LONGEST_KEY + 3).decode("latin-1").removesuffix("\n").removesuffix("\r")
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _refused(problem: str) -> typer.Exit:

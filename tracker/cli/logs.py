@@ -7,14 +7,8 @@ from typing import Any
 
 from tracker.settings import Settings
 
-# A message may quote what a client sent. Escaped, that stays one line and moves no cursor.
-CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    0x09: "\\t",
-    0x0A: "\\n",
-    0x0D: "\\r",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+# A message may quote what a client sent: that must neither look like a line of ours nor move the cursor.
+CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord("\n"): "\n    "}
 
 
 def log_config(settings: Settings) -> dict[str, Any]:
@@ -30,12 +24,11 @@ def log_config(settings: Settings) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-24T03:08:41.123Z INFO    tracker.api  message`, then the traceback if there is one."""
+    """`2026-11-24T03:08:41.123Z INFO    tracker.api  message`; further lines, as of a traceback, are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage().translate(CONTROL_CHARACTERS)
-        line = f"{_time(record)} {record.levelname:<7} {_logger(record)}  {message}"
-        return "\n".join((line, *_trace(self, record)))
+        text = "\n".join((record.getMessage().rstrip("\n"), *_trace(self, record))).translate(CONTROL_CHARACTERS)
+        return f"{_time(record)} {record.levelname:<7} {_logger(record)}  {text}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ import typer
 from tracker import __version__
 from tracker.cli.hash_key import hash_key
 from tracker.cli.serve import serve
+from tracker.cli.simulate import simulate
 
 # No pretty exceptions: they print local variables, and some of those are secrets.
 app = typer.Typer(
@@ -36,6 +37,7 @@ def tracker(
 
 app.command()(serve)
 app.command("hash-key")(hash_key)
+app.command()(simulate)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """`tracker serve`: the server, with an option for every setting but the keys."""
 
+import asyncio
 import inspect
 import logging
 import logging.config
@@ -13,6 +14,7 @@ import uvicorn
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.logs import log_config
+from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import FIELDS, Settings, SettingsError, option_of, suggestion, variable_of
 
 WRONG_SETTINGS = 2
@@ -25,7 +27,7 @@ logger = logging.getLogger("tracker.serve")
 def serve(**options: str | None) -> None:
     """Run the tracker's server. Options win over TRACKER_* variables."""
     try:
-        settings = Settings.load(**options)
+        settings = Settings.load(os.environ, **options)
         keys = Keyring.of(settings)
     except SettingsError as error:
         typer.echo(error, err=True)
@@ -35,10 +37,14 @@ def serve(**options: str | None) -> None:
     try:
         with listen(settings) as listener:
             logger.info(greeting(settings, keys, listener))
+            check_store(settings)
             run(settings, listener)
     except ListenError as error:
         typer.echo(error, err=True)
         raise typer.Exit(CANNOT_LISTEN) from None
+    except SchemaMismatch as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(WRONG_SETTINGS) from None
     except KeyboardInterrupt:
         pass  # uvicorn has shut down in order, then hands on the Ctrl-C that made it
 
@@ -85,7 +91,21 @@ def listen(settings: Settings) -> socket.socket:
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        raise ListenError(f"{place}: {error.strerror}") from error
+        raise ListenError(f"{place}: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+def check_store(settings: Settings) -> None:
+    """Raises SchemaMismatch when the store is laid out for other settings. A store that is away is only told of."""
+    if settings.in_memory:
+        return
+    from tracker.store.store import verify
+
+    try:
+        asyncio.run(verify(settings))
+    except SchemaMismatch:
+        raise
+    except StoreError as error:
+        logger.warning("starting all the same, and answering 503 until the store is back: %s", error)
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
@@ -117,9 +137,7 @@ def greeting(settings: Settings, keys: Keyring, listener: socket.socket) -> str:
     """What is running, where, on which store, and who may call: one line."""
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    store = settings.store_url_redacted + (
-        " (in memory: sessions are gone when it stops)" if settings.in_memory else ""
-    )
+    store = settings.store_url_redacted + (" (sessions are gone when it stops)" if settings.in_memory else "")
     if not keys.required:
         access = "no API keys: open to everyone on this machine, loopback only"
     elif not keys.keys:

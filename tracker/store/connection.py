@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fakeredis import FakeAsyncRedis
+from fakeredis import FakeAsyncRedis, FakeServer
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
@@ -39,7 +39,7 @@ TRANSIENT = re.compile(
 def connect(settings: Settings) -> Redis:
     """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
     if settings.in_memory:
-        return FakeAsyncRedis(protocol=2)
+        return _embedded(settings.store_timeout_seconds)
     options: dict[str, Any] = {
         **parse_url(settings.store_url),
         "max_connections": POOL_CONNECTIONS,
@@ -59,6 +59,19 @@ def connect(settings: Settings) -> Redis:
     if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
         raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
     return Redis.from_pool(pool)  # which closes the pool with the client
+
+
+def _embedded(timeout: float) -> Redis:
+    """A store of its own inside the process; as with a real one, callers wait for a connection instead of failing."""
+    model = FakeAsyncRedis(protocol=2, server=FakeServer()).connection_pool
+    return Redis.from_pool(
+        BlockingConnectionPool(
+            max_connections=POOL_CONNECTIONS,
+            timeout=timeout,
+            connection_class=model.connection_class,
+            **model.connection_kwargs,
+        )
+    )
 
 
 def fault_of(text: str) -> StoreError:

@@ -65,6 +65,7 @@ class Scripts:
         self._scripts = {name: _Script(prelude, name) for name in NAMES}
         self._head = (round(settings.grace_seconds * 1000), settings.feed_length)
         self._enrolled = False
+        self._enrolling = asyncio.Lock()
 
     async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """The reply of a script, as redis-py gives it: lists and bytes.
@@ -72,8 +73,7 @@ class Scripts:
         Raises StoreUnavailable when there is none within the deadline, StoreFault when the script was refused,
         SchemaMismatch when the store is laid out for others.
         """
-        if not self._enrolled:
-            await self.enroll()
+        await self._ensure_enrolled()
         return await self._run(name, shard, arguments)
 
     async def enroll(self) -> list[list[bytes]]:
@@ -95,12 +95,18 @@ class Scripts:
 
     async def command(self, *words: Argument) -> Any:
         """The reply to a plain command, within the same deadline and with the same errors."""
-        if not self._enrolled:
-            await self.enroll()
+        await self._ensure_enrolled()
         return await self._within_deadline(*words)
 
     async def close(self) -> None:
         await self.client.aclose()
+
+    async def _ensure_enrolled(self) -> None:
+        if self._enrolled:
+            return
+        async with self._enrolling:
+            if not self._enrolled:
+                await self.enroll()
 
     async def _run(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> Any:
         script = self._scripts[name]

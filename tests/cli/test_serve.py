@@ -1,0 +1,421 @@
+"""`tracker serve`: what it refuses, how it says so, and that it serves what its options ask for."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+import tracker.cli.serve as serving
+from tests.redis_server import RedisServer
+from tracker import __version__
+from tracker.api.auth import Keyring
+from tracker.cli.main import app
+from tracker.errors import SchemaMismatch, StoreUnavailable
+from tracker.settings import FIELDS, Settings, digest_of, option_of, variable_of
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment, without anything of the developer's that is meant for a tracker."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TRACKER_")}
+    for name in ("API_KEY", "REDIS_URL", "FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY"):
+        clean.pop(name, None)
+    monkeypatch.setattr(os, "environ", clean)
+    return clean
+
+
+def key_line(name: str, key: str, scope: str = "write") -> str:
+    return f"{name} {scope} sha256:{digest_of(key).hex()}\n"
+
+
+# Without starting a server
+
+
+class Started(list[Settings]):
+    """The settings of the servers that would have been started."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    started = Started()
+    monkeypatch.setattr(serving, "run", lambda settings, listener: started.append(settings))
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
+    return started
+
+
+def serve(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["serve", *arguments])
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if option_of(name)])
+def test_a_bad_value_of_any_option_is_one_line_and_exit_2(name: str, started: Started, environ: dict[str, str]) -> None:
+    by_option = serve(option_of(name), "x y")
+    environ[variable_of(name)] = "x y"
+    by_variable = serve()
+    for result in (by_option, by_variable):
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert result.stderr.startswith(f"{variable_of(name)} ({option_of(name)}): ")
+        assert result.stderr.count("\n") == 1
+    assert not started
+
+
+@pytest.mark.parametrize("variable", ["TRACKER_API_KEYS", "TRACKER_READ_API_KEYS", "API_KEY"])
+def test_a_bad_key_is_one_line_that_does_not_show_it_and_exit_2(
+    variable: str, started: Started, environ: dict[str, str]
+) -> None:
+    environ[variable] = "hum ble"
+    result = serve()
+    assert result.exit_code == 2
+    assert result.stderr == f"{variable}: key 1 of 1 must be visible ASCII characters, without spaces\n"
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--workers", "2"), "TRACKER_WORKERS (--workers): memory:// works with one worker only"),
+        (("--host", "0.0.0.0"), 'TRACKER_HOST (--host): "0.0.0.0" is not a loopback address'),
+        (("--store-url", "redis+cluster://x"), "TRACKER_STORE_URL (--store-url): redis+cluster:// comes with a later"),
+    ],
+)
+def test_a_refused_combination_is_one_line_and_exit_2(arguments: tuple[str, ...], says: str, started: Started) -> None:
+    result = serve(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(says)
+    assert result.stderr.count("\n") == 1
+    assert not started
+
+
+def test_an_option_that_does_not_exist_is_exit_2(started: Started) -> None:
+    assert serve("--prot", "1").exit_code == 2
+    assert serve("--api-keys", "k").exit_code == 2
+    assert not started
+
+
+def test_options_win_over_variables(started: Started, environ: dict[str, str]) -> None:
+    environ |= {"TRACKER_PORT": "1", "TRACKER_SHARDS": "8"}
+    assert serve("--port", "0").exit_code == 0
+    assert (started[0].port, started[0].shards) == (0, 8)
+
+
+def test_every_setting_but_the_keys_has_an_option_with_its_help() -> None:
+    text = " ".join(serve("--help").stdout.split())
+    for row in Settings.table():
+        assert (f" {row.option} " in text) == bool(row.option)
+        if row.option:
+            assert f"({row.variable})." in text
+    assert "Default: 1800 seconds (TRACKER_TTL_SECONDS)" in text
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",)])
+def test_the_command_tells_of_itself(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert f"tracker {__version__}\n" == result.stdout or "serve" in result.stdout
+
+
+def test_a_port_in_use_is_one_line_and_exit_1(started: Started) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = serve("--port", str(port))
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("TRACKER_HOST (--host), TRACKER_PORT (--port): cannot listen on 127.0.0.1 port ")
+    assert result.stderr.endswith(f"{port}: Address already in use\n")
+    assert not started
+
+
+def test_a_host_that_is_none_is_one_line_and_exit_1(started: Started, environ: dict[str, str]) -> None:
+    environ["API_KEY"] = "k"
+    for host in ("a" * 300, "a..b", "fe80::1%none"):
+        result = serve("--host", host, "--port", "0")
+        assert result.exit_code == 1, host
+        assert result.stderr.endswith(": no such address\n")
+        assert result.stderr.count("\n") == 1
+    assert not started
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.7"])
+def test_it_listens_where_it_is_told_to(host: str) -> None:
+    with serving.listen(Settings(host=host, port=0)) as listener:
+        address, port = listener.getsockname()[:2]
+        socket.create_connection((host, port), timeout=10).close()
+    assert address == ("127.0.0.1" if host == "localhost" else host)
+
+
+def greeting(settings: Settings, keys: Keyring) -> str:
+    with serving.listen(settings) as listener:
+        text = serving.greeting(settings, keys, listener)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert text.startswith(f"tracker {__version__} on {address}, store ")
+    return text.partition(", store ")[2]
+
+
+def test_the_greeting_tells_of_store_and_access(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("")
+    memory = Settings(port=0)
+    redis = Settings(port=0, store_url="redis://me:humble@host:1/2")
+    keys = Settings.load({"TRACKER_API_KEYS": "a,b", "TRACKER_READ_API_KEYS": "c"}).keys
+    assert greeting(memory, Keyring()) == (
+        "memory:// (sessions are gone when it stops), no API keys: open to everyone on this machine, loopback only"
+    )
+    assert greeting(redis, Keyring(keys)) == "redis://***@host:1/2, API keys: 2 may write, 1 may only read"
+    assert greeting(redis, Keyring([], path)).endswith(", API keys: none yet, nobody may call")
+
+
+def test_variables_that_are_no_settings_are_told_of_by_name_only(
+    started: Started, environ: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    environ |= {"TRACKER_API_KEY": "humble", "TRACKER_COFFEE_MACHINE": "humble"}
+    assert serve("--port", "0").exit_code == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "TRACKER_API_KEY is not a setting; did you mean TRACKER_API_KEYS?",
+        "TRACKER_COFFEE_MACHINE is not a setting",
+    ]
+    assert "humble" not in caplog.text
+
+
+def test_a_store_laid_out_for_other_settings_is_one_line_and_exit_2(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def verify(settings: Settings) -> None:
+        raise SchemaMismatch("the store has 8 shards, not 1")
+
+    monkeypatch.setattr("tracker.store.store.verify", verify)
+    result = serve("--port", "0", "--store-url", "redis://host")
+    assert (result.exit_code, result.stderr) == (2, "the store has 8 shards, not 1\n")
+    assert not started
+
+
+def test_a_store_that_is_away_is_a_warning_and_no_reason_not_to_start(
+    started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def verify(settings: Settings) -> None:
+        raise StoreUnavailable("the store cannot be reached")
+
+    monkeypatch.setattr("tracker.store.store.verify", verify)
+    assert serve("--port", "0", "--store-url", "redis://host").exit_code == 0
+    assert len(started) == 1
+    assert "the store cannot be reached" in [record.getMessage() for record in caplog.records][-1]
+
+
+def test_ctrl_c_is_no_error(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(settings: Settings, listener: socket.socket) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, "run", interrupted)
+    result = serve("--port", "0")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_options_reach_the_workers_by_the_environment_and_keys_are_not_written_to_it(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    ran: dict[str, Any] = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: ran.update(options, app=app))
+    environ["API_KEY"] = "k"
+    settings = Settings.load(port=0, workers=3, store_url="redis://host", keep_alive_seconds=7)
+    listener = serving.listen(settings)
+    port = listener.getsockname()[1]
+    serving.run(settings, listener)
+    assert listener.fileno() == -1, "uvicorn binds the port itself"
+    assert (ran["app"], ran["factory"], ran["workers"]) == ("tracker.api.app:from_environment", True, 3)
+    assert (ran["host"], ran["port"], ran["timeout_keep_alive"]) == ("127.0.0.1", port, 7)
+    assert not ran["access_log"]
+    assert not ran["server_header"]
+    assert "forwarded_allow_ips" not in ran
+    assert not {"TRACKER_API_KEYS", "TRACKER_READ_API_KEYS"} & environ.keys()
+    assert Settings.load(environ) == settings
+
+
+# With real servers
+
+
+class Server:
+    """A server process, and the lines it has logged."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._queue: Queue[str] = Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.url = self.wait_for(r" on (http://\S+?), store ")[1]
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        with self.process.stderr as lines:
+            for line in lines:
+                self.lines.append(line)
+                self._queue.put(line)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first match in lines that nobody has waited for yet."""
+        while True:
+            try:
+                line = self._queue.get(timeout=PATIENCE_SECONDS)
+            except Empty:
+                raise AssertionError(f"no line with {pattern!r} in {self.lines}") from None
+            if match := re.search(pattern, line):
+                return match
+
+    def stop(self, how: int = signal.SIGINT) -> int:
+        """Ends the server; what it exits with."""
+        self.process.send_signal(how)
+        code = self.process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        return code
+
+
+@contextmanager
+def running(*arguments: str, **variables: str) -> Iterator[Server]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracker", "serve", "--port", "0", *arguments],
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Server(process)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(PATIENCE_SECONDS)
+
+
+def refused(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Exit status and standard error of a server that does not come up."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tracker", "serve", *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_wrong_settings_end_the_process_with_their_lines_alone() -> None:
+    code, said = refused("--port", "abc", TRACKER_LOG_LEVEL="loud", API_KEY="hum ble")
+    assert code == 2
+    assert said == (
+        'TRACKER_PORT (--port): must be a whole number from 0 to 65535, not "abc"\n'
+        'TRACKER_LOG_LEVEL (--log-level): must be debug, info, warning, error or critical, not "loud"\n'
+        "API_KEY: key 1 of 1 must be visible ASCII characters, without spaces\n"
+    )
+
+
+def test_a_malformed_key_file_ends_the_process_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("ci write humble\n")
+    code, said = refused("--api-keys-file", str(path))
+    assert code == 2
+    assert said == (
+        f'TRACKER_API_KEYS_FILE (--api-keys-file): "{path}": line 1: the key must be given as sha256:<64 hex digits>\n'
+    )
+
+
+def test_a_server_starts_answers_and_ends_quietly_with_ctrl_c() -> None:
+    with running() as server:
+        with httpx.Client(base_url=server.url) as client:
+            health = client.get("/health")
+            assert (health.status_code, health.json()["version"]) == (200, __version__)
+            assert "server" not in health.headers
+            assert "date" in health.headers
+            assert client.get("/api/active-sessions").status_code == 200
+        assert server.stop() == 0
+    assert "memory:// (sessions are gone when it stops), no API keys: open to everyone" in server.lines[0]
+    assert not [line for line in server.lines if "Traceback" in line or " ERROR " in line or "/health" in line]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ +[a-z]\S*  \S", line) for line in server.lines)
+
+
+def test_keys_change_with_their_file_while_the_server_runs(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(key_line("old", "humble-1"))
+    with running("--api-keys-file", str(path), TRACKER_READ_API_KEYS="humble-2") as server:
+        with httpx.Client(base_url=server.url) as client:
+
+            def status(key: str, method: str = "GET", path: str = "/api/active-sessions") -> int:
+                return client.request(method, path, headers={"Authorization": f"Bearer {key}"}).status_code
+
+            assert client.get("/health").status_code == 200
+            assert client.get("/api/active-sessions").status_code == 401
+            assert client.get("/api/nowhere").status_code == 401
+            assert (status("humble-1"), status("humble-2"), status("humble-3")) == (200, 200, 401)
+            assert status("humble-1", path="/api/nowhere") == 404
+            assert status("humble-2", "POST") == 403
+            path.with_name("fresh").write_text(key_line("new", "humble-3"))
+            path.with_name("fresh").rename(path)
+            eventually(lambda: status("humble-3") == 200)
+            assert (status("humble-1"), status("humble-2")) == (401, 200)
+        server.stop()
+    assert "API keys: 1 may write, 1 may only read" in server.lines[0]
+    assert not [line for line in server.lines if "humble" in line]
+
+
+def test_a_store_that_cannot_be_reached_keeps_no_server_from_starting_and_its_password_stays_unsaid(
+    tmp_path: Path,
+) -> None:
+    url = f"unix://me:humble@{tmp_path}/no.sock"
+    with running(
+        "--log-format", "json", "--log-level", "DEBUG", TRACKER_STORE_URL=url, TRACKER_PROT="humble"
+    ) as server:
+        with httpx.Client(base_url=server.url) as client:
+            assert client.get("/health").status_code == 200
+            assert client.get("/ready").status_code == 503
+            assert client.get("/api/active-sessions").status_code == 503
+        assert server.stop() == 0
+    entries = [json.loads(line) for line in server.lines]
+    assert all(entry.keys() - {"exception"} == {"time", "level", "logger", "message"} for entry in entries)
+    messages = [entry["message"] for entry in entries if entry["level"] == "warning"]
+    assert messages[0] == "TRACKER_PROT is not a setting; did you mean TRACKER_PORT?"
+    assert messages[1].startswith("starting all the same, and answering 503 until the store is back: ")
+    assert not [line for line in server.lines if "humble" in line]
+
+
+def test_several_workers_share_the_port_and_have_the_options(redis_server: RedisServer, namespace: str) -> None:
+    """What an option set for `tracker serve` holds in the processes it starts: here the limit of a body."""
+    store = ("--store-url", redis_server.url, "--namespace", namespace)
+    options = ("--workers", "2", "--max-body-bytes", "2048", "--log-format", "json")
+    with running(*store, *options, API_KEY="humble") as server:
+        for _ in range(2):
+            server.wait_for("Application startup complete")
+        body = {"agentId": "a", "triggerType": "t", "taskDescription": "x" * 3000}
+        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer humble"}) as client:
+            assert client.post("/api/active-sessions", json=body).status_code == 413
+            assert client.post("/api/active-sessions", json=body | {"taskDescription": "x"}).status_code == 201
+        code, said = refused("--port", "0", *store, "--shards", "2")
+        assert code == 2
+        assert "shards" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert server.stop() == 0
+    assert all(isinstance(json.loads(line), dict) for line in server.lines)
+    assert not [line for line in server.lines if "Traceback" in line or "humble" in line]
