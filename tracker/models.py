@@ -7,10 +7,11 @@ each is encoded once and never validated again. Names on the wire are camelCase;
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
@@ -23,6 +24,7 @@ METADATA_VALUE_LENGTH = 512
 BATCH_TARGETS = 1000
 PAGE_LIMIT = 1000
 EVENTS_LIMIT = 1000
+POSITION_LENGTH = 60_000  # a URL has 64 KiB at most
 EVENTS_DEFAULT_LIMIT = 100
 TTL_SECONDS_MAX = 86_400
 IDEMPOTENCY_KEY_LENGTH = 512
@@ -31,6 +33,9 @@ IDEMPOTENCY_SECONDS = 86_400
 SESSION_ID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=ID_LENGTH)]
+IdempotencyKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=IDEMPOTENCY_KEY_LENGTH, pattern="^[!-~]([ -~]*[!-~])?$")
+]
 Progress = Annotated[str, StringConstraints(max_length=PROGRESS_LENGTH)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=METADATA_KEY_LENGTH)]
 MetadataValue = Annotated[str, StringConstraints(max_length=METADATA_VALUE_LENGTH)]
@@ -68,7 +73,7 @@ class Request(BaseModel):
 
 
 class CreateSession(Request):
-    """A run that starts. ``ttlSeconds``: how long it may stay silent before it counts as dead."""
+    """A run that starts."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,6 +83,7 @@ class CreateSession(Request):
                     "triggerType": "task_assigned",
                     "taskId": "t1",
                     "taskDescription": "fix the flaky test",
+                    "ttlSeconds": 1800,
                 }
             ]
         }
@@ -94,20 +100,22 @@ class CreateSession(Request):
     runtime_instance_id: Id | None = Field(None, description="The process that runs it.")
     ttl_seconds: Annotated[float, Field(ge=1, le=TTL_SECONDS_MAX, allow_inf_nan=False)] | None = Field(
         None,
-        description="Seconds without a heartbeat after which the run counts as dead. Absent: the server's default.",
+        description="Seconds without a heartbeat after which the run counts as dead. Absent: what the server is set "
+        "to, 1800 unless its operator chose otherwise.",
     )
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=METADATA_ENTRIES)] | None = Field(
         None, description="Free text pairs, kept and given back as they are."
     )
     on_conflict: OnConflict | None = Field(
         None,
-        description="When the task already has a live session: `supersede` (default) replaces it if it is the same "
-        "agent's, `reject` never, `replace` always, `reuse` renews it and answers with it.",
+        description="When the task already has a live session: `supersede` replaces it if it is the same agent's, "
+        "`reject` never, `replace` always, `reuse` renews it and answers with it.",
+        json_schema_extra={"default": "supersede"},
     )
 
 
 class Heartbeat(Request):
-    """A sign of life. ``sessionId`` fences: act only if that is the task's live session."""
+    """A sign of life."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"progress": "running tests, 3 of 7"}]})
 
@@ -118,15 +126,14 @@ class Heartbeat(Request):
 class HeartbeatBatch(Request):
     """Signs of life for many runs: up to 1000 targets in all."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"taskIds": ["t1", "t2"], "sessionIds": []}],
-            "description": "Up to 1000 targets in all.",
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"taskIds": ["t1", "t2"], "sessionIds": []}]})
 
-    task_ids: Annotated[list[Id], Field(max_length=BATCH_TARGETS)] | None = Field(None, description="By task.")
-    session_ids: Annotated[list[Id], Field(max_length=BATCH_TARGETS)] | None = Field(None, description="By session id.")
+    task_ids: Annotated[list[Id], Field(max_length=BATCH_TARGETS)] | None = Field(
+        None, description="Renew the live sessions of these tasks."
+    )
+    session_ids: Annotated[list[Id], Field(max_length=BATCH_TARGETS)] | None = Field(
+        None, description="Renew the live sessions with these ids."
+    )
 
     @model_validator(mode="after")
     def _bounded_in_all(self) -> Self:
@@ -140,7 +147,7 @@ class ProviderSession(Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"providerSessionId": "p-123"}]})
 
-    provider_session_id: Id
+    provider_session_id: Id = Field(description="The provider's own session id.")
     session_id: Id | None = Field(None, description="Act only if this is the live session, else 409.")
 
 
@@ -162,34 +169,55 @@ class Text(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
 
 
+CURSOR_PATTERN = rf"^[0-9]{{1,15}}_{SESSION_ID_PATTERN}$"
+
+
+def _plain_number(text: object) -> object:
+    if isinstance(text, str) and not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise ValueError("Input should be a whole number")
+    return text
+
+
+def _cursor(text: str) -> str:
+    if not re.fullmatch(CURSOR_PATTERN, text):
+        raise ValueError("Not a cursor of this tracker")
+    return text
+
+
 QueryId = Annotated[str, StringConstraints(max_length=ID_LENGTH)]
+PlainNumber = Annotated[int, BeforeValidator(_plain_number)]
+Cursor = Annotated[str, AfterValidator(_cursor), Field(json_schema_extra={"pattern": CURSOR_PATTERN})]
 
 
 class ListSessions(Text):
     """Which sessions to list; an empty value means absent."""
 
-    agent_id: QueryId | None = Field(None, description="Only this agent's.")
+    agent_id: QueryId | None = Field(
+        None, description="Only this agent's.", examples=["11df8931-4d7c-464d-b05b-275496c2b989"]
+    )
     task_id: QueryId | None = Field(None, description="Only this task's.")
     trigger_type: QueryId | None = Field(None, description="Only this trigger type.")
     runner_session_id: QueryId | None = Field(None, description="Only this runner session.")
     runtime_instance_id: QueryId | None = Field(None, description="Only this runtime process.")
-    limit: Annotated[int, Field(ge=1, le=PAGE_LIMIT)] | None = Field(
-        None, description="Page size. Absent: all sessions, streamed."
+    limit: Annotated[PlainNumber, Field(ge=1, le=PAGE_LIMIT)] | None = Field(
+        None, description="Page size. Absent: all sessions, streamed.", examples=[100]
     )
-    cursor: Annotated[str, StringConstraints(pattern=rf"^[0-9]{{1,15}}_{SESSION_ID_PATTERN}$")] | None = Field(
-        None, description="The `nextCursor` of the page before."
-    )
+    cursor: Cursor | None = Field(None, description="The `nextCursor` of the page before.")
 
 
 class ListEvents(Text):
     """Which part of the change feed."""
 
-    after: Annotated[str, StringConstraints(max_length=200_000)] | None = Field(
-        None, description="An event id: go on behind it. Absent: from the oldest event that the feed holds."
+    after: Annotated[str, StringConstraints(max_length=POSITION_LENGTH)] | None = Field(
+        None,
+        description="An event id: go on behind it. `0` or absent: from the oldest event that the feed holds.",
+        json_schema_extra={"pattern": r"^(0|[0-9]{1,20}-[0-9]{1,20}(\.[0-9]{1,20}-[0-9]{1,20})*)$"},
     )
-    limit: Annotated[int, Field(ge=1, le=EVENTS_LIMIT)] | None = Field(None, description="Page size.")
+    limit: Annotated[PlainNumber, Field(ge=1, le=EVENTS_LIMIT)] | None = Field(
+        None, description="Page size.", json_schema_extra={"default": EVENTS_DEFAULT_LIMIT}
+    )
     agent_id: QueryId | None = Field(None, description="Only this agent's.")
-    type: EventType | None = Field(None, description="Only this type.")
+    type: EventType | None = Field(None, description="Only this type.", examples=["session.ended"])
 
 
 class Fence(Text):
@@ -198,90 +226,123 @@ class Fence(Text):
     session_id: QueryId | None = Field(None, description="Act only if this is the live session, else 409.")
 
 
+class Idempotency(Text):
+    """The headers of a create."""
+
+    idempotency_key: IdempotencyKey | None = Field(
+        None,
+        alias="Idempotency-Key",
+        description="Makes a retry safe: the same key and body again within 24 hours answer with the first session.",
+        examples=["run-7f3c9a"],
+    )
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 class Session(TypedDict):
     """One run of a task. Every field is always there, in this order."""
 
-    id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-    agentId: str
-    taskId: str | None
-    triggerType: str
-    inboxMessageId: str | None
-    taskDescription: str | None
-    startedAt: Timestamp
-    lastHeartbeatAt: Timestamp
-    runnerSessionId: str | None
-    providerSessionId: str | None
-    runtimeInstanceId: str | None
-    ttlSeconds: float
-    expiresAt: Timestamp
-    progress: str | None
-    stopRequestedAt: Timestamp | None
-    metadata: dict[str, str]
+    id: Annotated[str, Field(description="A UUID, made by the server.", json_schema_extra={"format": "uuid"})]
+    agentId: Annotated[str, Field(description="Who runs it.")]
+    taskId: Annotated[str | None, Field(description="What it runs.")]
+    triggerType: Annotated[str, Field(description="What set it off.")]
+    inboxMessageId: Annotated[str | None, Field(description="The message that set it off.")]
+    taskDescription: Annotated[str | None, Field(description="What it is about, for people.")]
+    startedAt: Annotated[Timestamp, Field(description="When it was registered.")]
+    lastHeartbeatAt: Annotated[Timestamp, Field(description="Its last sign of life.")]
+    runnerSessionId: Annotated[str | None, Field(description="The runner's own id of it.")]
+    providerSessionId: Annotated[str | None, Field(description="The provider's own id of it: what resumes it.")]
+    runtimeInstanceId: Annotated[str | None, Field(description="The process that runs it.")]
+    ttlSeconds: Annotated[float, Field(description="How long it may stay silent before it counts as dead.")]
+    expiresAt: Annotated[Timestamp, Field(description="When it counts as dead, if no heartbeat comes before.")]
+    progress: Annotated[str | None, Field(description="How far it is, as its last heartbeat told.")]
+    stopRequestedAt: Annotated[Timestamp | None, Field(description="When it was first asked to stop.")]
+    metadata: Annotated[dict[str, str], Field(description="Free text pairs, as they were given.")]
 
 
 class OneSession(TypedDict):
-    session: Session
+    """The session."""
+
+    session: Annotated[Session, Field(description="The session as it is now.")]
 
 
 class Sessions(TypedDict):
-    sessions: list[Session]
+    """The sessions, newest first."""
+
+    sessions: Annotated[list[Session], Field(description="Live sessions, newest `startedAt` first.")]
     nextCursor: NotRequired[
         Annotated[str | None, Field(description="Only with `limit`: where the next page begins, null at the end.")]
     ]
 
 
 class Deleted(TypedDict):
-    deleted: bool
+    """Whether there was a session to end."""
+
+    deleted: Annotated[bool, Field(description="False when there was no such live session.")]
 
 
 class Updated(TypedDict):
-    updated: bool
+    """Whether there was a session to change."""
+
+    updated: Annotated[bool, Field(description="False when there is no such live session.")]
 
 
 class HeartbeatAnswer(TypedDict):
-    """``expiresAt`` and ``stopRequested`` are there when ``updated`` is true."""
+    """Whether there was a session to renew."""
 
-    updated: bool
-    expiresAt: NotRequired[Timestamp]
-    stopRequested: NotRequired[bool]
+    updated: Annotated[bool, Field(description="False when there is no such live session.")]
+    expiresAt: NotRequired[
+        Annotated[Timestamp, Field(description="When `updated`: the time by which to send the next heartbeat.")]
+    ]
+    stopRequested: NotRequired[Annotated[bool, Field(description="When `updated`: whether the run was asked to stop.")]]
 
 
 class Missing(TypedDict):
-    taskIds: list[str]
-    sessionIds: list[str]
+    """Targets without a live session."""
+
+    taskIds: Annotated[list[str], Field(description="Tasks.")]
+    sessionIds: Annotated[list[str], Field(description="Session ids.")]
 
 
 class HeartbeatBatchAnswer(TypedDict):
-    updated: int
-    missing: Missing
+    """How many were renewed, and which were not there."""
+
+    updated: Annotated[int, Field(description="Targets whose session was renewed.")]
+    missing: Annotated[Missing, Field(description="Targets without a live session.")]
 
 
 class Cleaned(TypedDict):
-    cleaned: int
+    """How many sessions ended."""
+
+    cleaned: Annotated[int, Field(description="Sessions that this very call ended.")]
 
 
 class AgentCount(TypedDict):
-    agentId: str
-    sessions: int
+    """An agent and how many sessions it has."""
+
+    agentId: Annotated[str, Field(description="The agent.")]
+    sessions: Annotated[int, Field(description="Its live sessions.")]
 
 
 class TriggerTypeCount(TypedDict):
-    triggerType: str
-    sessions: int
+    """A trigger type and how many sessions it has."""
+
+    triggerType: Annotated[str, Field(description="The trigger type.")]
+    sessions: Annotated[int, Field(description="Its live sessions.")]
 
 
 class EndedCounts(TypedDict):
-    deleted: int
-    expired: int
-    replaced: int
-    cleaned: int
+    """Sessions ever ended, by reason."""
+
+    deleted: Annotated[int, Field(description="By a delete.")]
+    expired: Annotated[int, Field(description="For want of heartbeats.")]
+    replaced: Annotated[int, Field(description="By a later session of the same task.")]
+    cleaned: Annotated[int, Field(description="By a cleanup that asked for them.")]
 
 
 class Stats(TypedDict):
-    """What is running, in numbers. Ages are in seconds; null when nothing runs."""
+    """What is running, in numbers."""
 
     sessions: Annotated[int, Field(description="Live sessions.")]
     agents: Annotated[int, Field(description="Agents with a session.")]
@@ -290,51 +351,69 @@ class Stats(TypedDict):
     expiredUnswept: Annotated[int, Field(description="Expired sessions whose end is not yet told.")]
     created: Annotated[int, Field(description="Sessions ever created.")]
     ended: Annotated[EndedCounts, Field(description="Sessions ever ended, by reason.")]
-    oldestSessionAgeSeconds: float | None
-    oldestHeartbeatAgeSeconds: float | None
+    oldestSessionAgeSeconds: Annotated[
+        float | None, Field(description="How long ago the oldest session began; null when nothing runs.")
+    ]
+    oldestHeartbeatAgeSeconds: Annotated[
+        float | None, Field(description="The longest time since a heartbeat; null when nothing runs.")
+    ]
 
 
 class Event(TypedDict):
     """One change of one session, with the session as it was right after it (or right before its end)."""
 
-    id: str
-    type: EventType
-    at: Timestamp
-    reason: EndReason | None
-    session: Session
+    id: Annotated[str, Field(description="Its position in the feed.")]
+    type: Annotated[EventType, Field(description="What happened.")]
+    at: Annotated[Timestamp, Field(description="When it happened.")]
+    reason: Annotated[EndReason | None, Field(description="Why the session ended; null for other events.")]
+    session: Annotated[Session, Field(description="The whole session.")]
 
 
 class EventPage(TypedDict):
-    events: list[Event]
+    """A page of the feed, oldest first."""
+
+    events: Annotated[list[Event], Field(description="The events behind `after`, oldest first.")]
     next: Annotated[str, Field(description="Pass it as `after` to go on.")]
 
 
 class FieldError(TypedDict):
-    field: str
-    message: str
+    """A field and what is wrong with it."""
+
+    field: Annotated[str, Field(description="The name on the wire, with dots into lists and objects.")]
+    message: Annotated[str, Field(description="What is wrong with it.")]
 
 
 class Error(TypedDict):
+    """What went wrong."""
+
     error: Annotated[str, Field(description="One sentence for people.")]
 
 
 class ValidationFailure(TypedDict):
-    error: str
-    details: NotRequired[list[FieldError]]
+    """What is wrong with the request."""
+
+    error: Annotated[str, Field(description="One sentence for people.")]
+    details: Annotated[list[FieldError], Field(description="Each breach; the first 20 of them.")]
 
 
 class ConflictAnswer(TypedDict):
-    error: str
+    """What stands in the way."""
+
+    error: Annotated[str, Field(description="One sentence for people.")]
     session: Annotated[Session, Field(description="The task's live session.")]
 
 
 class Health(TypedDict):
-    status: Literal["ok"]
-    version: str
+    """The process is up."""
+
+    status: Annotated[Literal["ok"], Field(description="Always `ok`.")]
+    version: Annotated[str, Field(description="The tracker's version.")]
 
 
 class Ready(TypedDict):
-    status: Literal["ready", "unavailable"]
-    error: NotRequired[str]
-    store: NotRequired[dict[str, Any]]
+    """Whether the store can be used, and what an operator should know."""
+
+    status: Annotated[Literal["ready", "unavailable"], Field(description="Whether sessions can be served.")]
+    error: NotRequired[Annotated[str, Field(description="Why they cannot.")]]
+    store: NotRequired[Annotated[dict[str, Any], Field(description="What the store tells of itself.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="What an operator should change.")]]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tracker.api.auth import Authentication, Keyring
 from tracker.api.requests import State
-from tracker.api.responses import ERRORS
+from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
 from tracker.errors import SchemaMismatch, StoreError
@@ -43,25 +43,41 @@ def create_app(settings: Settings) -> Starlette:
             try:
                 yield {"store": store, "settings": settings}
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await _end(tasks)
 
-    middleware = [Middleware(Authentication, keys=Keyring.of(settings))]
+    http: ASGIApp = Errors(Authentication(RouteTree(OPERATIONS), Keyring.of(settings)))
     if settings.cors_origins:
-        middleware.insert(
-            0,
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-                expose_headers=["Location", "Retry-After"],
-            ),
+        http = CORSMiddleware(
+            http,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After"],
         )
-    return Starlette(
-        routes=[RouteTree(OPERATIONS)], middleware=middleware, exception_handlers=ERRORS, lifespan=lifespan
-    )
+    return Tracker(http, lifespan)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until it works: before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow one."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=0.1)
+
+
+class Tracker(Starlette):
+    """Starlette for the lifespan; requests go straight to ``http``, past middleware that every one would pay for."""
+
+    def __init__(self, http: ASGIApp, lifespan: Callable[[Starlette], AbstractAsyncContextManager[State]]) -> None:
+        super().__init__(lifespan=lifespan)
+        self._http = http
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def from_environment() -> Starlette:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 __all__ = ["Handler", "Operation", "Operations"]
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One row of the API. The handler's docstring is its description; ``answers``: the types of its bodies.
+    """One row of the API. The handler's docstring is its summary and description.
 
-    ``errors`` are the further statuses it may answer with, besides those that every route shares.
+    ``answers``: the types of its bodies by status, None for an answer without one. ``errors`` are the further statuses
+    it may answer with, besides those that every route shares.
     """
 
     method: str
@@ -27,18 +29,19 @@ class Operation:
     handler: Handler
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: type[BaseModel] | None = None
     answers: Mapping[int, Any] = field(default_factory=dict)
     errors: tuple[int, ...] = ()
     tag: str = "sessions"
+    media_type: str = "application/json"
 
     @property
     def summary(self) -> str:
-        return self.description.partition("\n")[0].rstrip(".")
+        return (inspect.getdoc(self.handler) or "").partition("\n")[0].rstrip(".")
 
     @property
     def description(self) -> str:
-        return self.handler.__doc__ or ""
+        return (inspect.getdoc(self.handler) or "").partition("\n\n")[2]
 
     @property
     def secured(self) -> bool:

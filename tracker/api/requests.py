@@ -6,7 +6,8 @@ from typing import Any, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
 
 from tracker.errors import Invalid
 from tracker.models import IDEMPOTENCY_KEY_LENGTH, FieldError
@@ -22,6 +23,7 @@ SHOWN_LOCATION = 128
 DRAINED_BYTES = 1024 * 1024
 """How much more of a body that is too large is read away, so that the client gets to see the answer."""
 QUERY_FIELDS = 100
+NOTHING = b"{}"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,9 +47,13 @@ async def read_body(request: Request, model: type[Model]) -> Model:
     """The body as JSON, whatever Content-Type says; an empty one as ``{}``. Raises Invalid, BodyTooLarge."""
     body = await _read(request, cast("State", request.scope["state"])["settings"].max_body_bytes)
     try:
-        return model.model_validate_json(body or b"{}")
+        if b"NaN" in body or b"Infinity" in body:
+            from_json(body, allow_inf_nan=False)  # no JSON, but where a field is ignored the model would let it pass
+        return model.model_validate_json(body or NOTHING)
     except ValidationError as error:
         raise _invalid(error) from None
+    except ValueError as error:
+        raise Invalid([{"field": "body", "message": f"Invalid JSON: {error}"}]) from None
 
 
 def read_query(request: Request, model: type[Model]) -> Model:
@@ -76,18 +82,21 @@ def idempotency_key(request: Request) -> str | None:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length")
-    too_large = length is not None and length.isdigit() and int(length) > limit
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
+    message = await request.receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body") and len(body) <= limit:
+        return body  # nearly always: a small body comes in one piece
+    chunks = [body]
+    size = len(body)
+    while message["type"] == "http.request" and message.get("more_body") and size <= limit + DRAINED_BYTES:
+        message = await request.receive()
+        chunk: bytes = message.get("body", b"")
         size += len(chunk)
-        too_large = too_large or size > limit
-        if not too_large:
+        if size <= limit:
             chunks.append(chunk)
-        elif size > limit + DRAINED_BYTES:
-            break
-    if too_large:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    if size > limit:
         raise BodyTooLarge(f"The body may have {limit} bytes at most")
     return b"".join(chunks)
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tracker.api.requests import BodyTooLarge
 from tracker.api.routing import MethodNotAllowed, NoSuchPath
@@ -23,11 +24,11 @@ from tracker.errors import (
 )
 from tracker.models import Session
 
-__all__ = ["ERRORS", "NotFound", "answer", "stream_sessions"]
+__all__ = ["ERRORS", "Answer", "Errors", "NotFound", "answer", "stream_sessions"]
 
 logger = logging.getLogger("tracker.api")
 
-JSON = "application/json"
+JSON = b"application/json"
 RETRY_AFTER_SECONDS = "1"
 
 
@@ -35,12 +36,29 @@ class NotFound(Exception):
     """There is no such session."""
 
 
-def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+class Answer:
+    """A JSON answer, and no more than that: what Starlette's Response does besides costs as much as a heartbeat."""
+
+    __slots__ = ("body", "headers", "status_code")
+
+    def __init__(self, body: Any, status_code: int, headers: Mapping[str, str] | None) -> None:
+        self.body = to_json(body)
+        self.status_code = status_code
+        self.headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(self.body))]
+        if headers:
+            self.headers += ((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def answer(body: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """A JSON answer."""
-    return Response(to_json(body), status, headers, media_type=JSON)
+    return Answer(body, status_code, headers)
 
 
-async def stream_sessions(chunks: AsyncIterator[list[Session]]) -> Response:
+async def stream_sessions(chunks: AsyncIterator[list[Session]]) -> Answer | StreamingResponse:
     """All sessions as one JSON object, written chunk by chunk: memory stays flat however many there are.
 
     The first chunk is read before the answer begins, so a store that is away is an honest 503. If it goes away later,
@@ -58,47 +76,47 @@ async def stream_sessions(chunks: AsyncIterator[list[Session]]) -> Response:
             yield b"," + to_json(chunk)[1:-1]
         yield b"]}"
 
-    return StreamingResponse(written(), media_type=JSON)
+    return StreamingResponse(written(), media_type=JSON.decode())
 
 
-def _invalid(request: Request, error: Invalid) -> Response:
+def _invalid(request: Request, error: Invalid) -> Answer:
     return answer({"error": str(error), "details": error.details}, 400)
 
 
-def _no_such_path(request: Request, error: NoSuchPath) -> Response:
+def _no_such_path(request: Request, error: NoSuchPath) -> Answer:
     return answer({"error": "Not found"}, 404)
 
 
-def _not_found(request: Request, error: NotFound) -> Response:
+def _not_found(request: Request, error: NotFound) -> Answer:
     return answer({"error": "No such session"}, 404)
 
 
-def _method_not_allowed(request: Request, error: MethodNotAllowed) -> Response:
+def _method_not_allowed(request: Request, error: MethodNotAllowed) -> Answer:
     return answer({"error": f"Method not allowed: use {error.allow}"}, 405, {"Allow": error.allow})
 
 
-def _conflict(request: Request, error: Conflict) -> Response:
+def _conflict(request: Request, error: Conflict) -> Answer:
     return answer({"error": str(error), "session": error.session}, 409)
 
 
-def _position_lost(request: Request, error: PositionLost) -> Response:
+def _position_lost(request: Request, error: PositionLost) -> Answer:
     return answer({"error": str(error)}, 410)
 
 
-def _body_too_large(request: Request, error: BodyTooLarge) -> Response:
+def _body_too_large(request: Request, error: BodyTooLarge) -> Answer:
     return answer({"error": str(error)}, 413, {"Connection": "close"})
 
 
-def _idempotency_mismatch(request: Request, error: IdempotencyMismatch) -> Response:
+def _idempotency_mismatch(request: Request, error: IdempotencyMismatch) -> Answer:
     return answer({"error": str(error)}, 422)
 
 
-def _store_fault(request: Request, error: StoreFault) -> Response:
+def _store_fault(request: Request, error: StoreFault) -> Answer:
     logger.error("%s %s: %s", request.method, request.scope.get("route", "?"), error)
     return answer({"error": "The store holds something that the tracker did not write: see the log"}, 500)
 
 
-def _store_unavailable(request: Request, error: StoreUnavailable | SchemaMismatch) -> Response:
+def _store_unavailable(request: Request, error: StoreUnavailable | SchemaMismatch) -> Answer:
     logger.warning("%s %s: %s", request.method, request.scope.get("route", "?"), error)
     text = str(error) if isinstance(error, SchemaMismatch) else "The store cannot answer now, try again"
     return answer({"error": text}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
@@ -108,11 +126,11 @@ def _client_disconnect(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)  # nobody is there to read it
 
 
-def _anything_else(request: Request, error: Exception) -> Response:
+def _anything_else(request: Request, error: Exception) -> Answer:
     return answer({"error": "Internal server error"}, 500)
 
 
-ERRORS: dict[type[Exception], Callable[[Request, Any], Response]] = {
+ERRORS: dict[type[Exception], Callable[[Request, Any], ASGIApp]] = {
     Invalid: _invalid,
     NoSuchPath: _no_such_path,
     NotFound: _not_found,
@@ -127,3 +145,32 @@ ERRORS: dict[type[Exception], Callable[[Request, Any], Response]] = {
     ClientDisconnect: _client_disconnect,
     Exception: _anything_else,
 }
+
+
+class Errors:
+    """ASGI middleware: turns what is raised below into answers, by the table.
+
+    What is not in it is a bug: it answers 500 and goes on to the server, which logs it. So does all that is raised
+    after an answer has begun: the server then cuts the connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if begun:
+                raise
+            kind = next(kind for kind in type(error).__mro__ if kind in ERRORS)
+            await ERRORS[kind](Request(scope), error)(scope, receive, send)
+            if kind is Exception:
+                raise

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp
 
 from tracker import __version__
+from tracker.api import docs
+from tracker.api.openapi import describe
 from tracker.api.operations import Operations
 from tracker.api.requests import idempotency_key, read_body, read_query, store_of
 from tracker.api.responses import NotFound, answer, stream_sessions
@@ -22,6 +28,7 @@ from tracker.models import (
     HeartbeatAnswer,
     HeartbeatBatch,
     HeartbeatBatchAnswer,
+    Idempotency,
     ListEvents,
     ListSessions,
     OneSession,
@@ -44,7 +51,7 @@ route = OPERATIONS.add
 
 
 @route("GET", BASE, query=ListSessions, answers={200: Sessions})
-async def list_sessions(request: Request) -> Response:
+async def list_sessions(request: Request) -> ASGIApp:
     """List the live sessions, newest first.
 
     Without `limit` all of them, streamed. With `limit` a page of them, and `nextCursor` leads to the next: a session
@@ -61,11 +68,11 @@ async def list_sessions(request: Request) -> Response:
     "POST",
     BASE,
     body=CreateSession,
-    headers={"Idempotency-Key": "The same key and body again within 24 hours answer with the first session."},
+    headers=Idempotency,
     answers={201: OneSession, 200: OneSession},
     errors=(409, 422),
 )
-async def create_session(request: Request) -> Response:
+async def create_session(request: Request) -> ASGIApp:
     """Register a run that starts.
 
     A task has at most one live session: `onConflict` says what becomes of an earlier one. 201 with the new session;
@@ -79,7 +86,7 @@ async def create_session(request: Request) -> Response:
 
 
 @route("POST", BASE + "/cleanup", body=Cleanup, answers={200: Cleaned})
-async def cleanup(request: Request) -> Response:
+async def cleanup(request: Request) -> ASGIApp:
     """End sessions: the expired ones, or those of an agent, of a runtime, or too long silent.
 
     `{}` or no body: every session whose TTL has run out. `agentId`: all of that agent's, live or not (with the setting
@@ -92,7 +99,7 @@ async def cleanup(request: Request) -> Response:
 
 
 @route("GET", BASE + "/stats", answers={200: Stats})
-async def read_stats(request: Request) -> Response:
+async def read_stats(request: Request) -> ASGIApp:
     """Tell in numbers what runs and what ever did.
 
     Its cost does not grow with the number of sessions.
@@ -101,7 +108,7 @@ async def read_stats(request: Request) -> Response:
 
 
 @route("GET", BASE + "/events", query=ListEvents, answers={200: EventPage}, errors=(406, 410), tag="events")
-async def list_events(request: Request) -> Response:
+async def list_events(request: Request) -> ASGIApp:
     """Read a page of the change feed, oldest first.
 
     Each session has exactly one `session.created` and one `session.ended` event, in order. Go on with `after` set to
@@ -113,7 +120,7 @@ async def list_events(request: Request) -> Response:
 
 
 @route("PUT", BASE + "/heartbeat", body=HeartbeatBatch, answers={200: HeartbeatBatchAnswer})
-async def heartbeat_many(request: Request) -> Response:
+async def heartbeat_many(request: Request) -> ASGIApp:
     """Renew many sessions at once, by task and by session id."""
     body = await read_body(request, HeartbeatBatch)
     targets = [*map(Target.task, body.task_ids or ()), *map(Target.id, body.session_ids or ())]
@@ -131,7 +138,7 @@ async def heartbeat_many(request: Request) -> Response:
 
 
 @route("PUT", BASE + "/heartbeat/{taskId}", body=Heartbeat, answers={200: HeartbeatAnswer}, errors=(409,))
-async def heartbeat_by_task(request: Request) -> Response:
+async def heartbeat_by_task(request: Request) -> ASGIApp:
     """Renew the live session of a task.
 
     `updated` is false when no live session has that task. With `sessionId`, 409 when another session is the live one.
@@ -140,13 +147,13 @@ async def heartbeat_by_task(request: Request) -> Response:
 
 
 @route("PUT", BASE + "/{id}/heartbeat", body=Heartbeat, answers={200: HeartbeatAnswer}, errors=(409,))
-async def heartbeat_by_id(request: Request) -> Response:
+async def heartbeat_by_id(request: Request) -> ASGIApp:
     """Renew a live session by its id: for sessions without a task."""
     return await _heartbeat(request, Target.id(request.path_params["id"]))
 
 
 @route("PUT", BASE + "/provider-session/{taskId}", body=ProviderSession, answers={200: Updated}, errors=(409,))
-async def set_provider_session(request: Request) -> Response:
+async def set_provider_session(request: Request) -> ASGIApp:
     """Note the provider's own session id on the live session of a task.
 
     It is what resumes the run after a crash, and comes with the event that tells of its end. Does not renew the TTL.
@@ -160,13 +167,13 @@ async def set_provider_session(request: Request) -> Response:
 
 
 @route("GET", BASE + "/by-task/{taskId}", answers={200: OneSession}, errors=(404,))
-async def read_by_task(request: Request) -> Response:
+async def read_by_task(request: Request) -> ASGIApp:
     """Read the live session of a task."""
     return await _read(request, Target.task(request.path_params["taskId"]))
 
 
 @route("DELETE", BASE + "/by-task/{taskId}", query=Fence, answers={200: Deleted}, errors=(409,))
-async def delete_by_task(request: Request) -> Response:
+async def delete_by_task(request: Request) -> ASGIApp:
     """End the live session of a task.
 
     `deleted` is false when there is none. With `sessionId`, 409 when another session is the live one.
@@ -176,13 +183,13 @@ async def delete_by_task(request: Request) -> Response:
 
 
 @route("GET", BASE + "/{id}", answers={200: OneSession}, errors=(404,))
-async def read_by_id(request: Request) -> Response:
+async def read_by_id(request: Request) -> ASGIApp:
     """Read a live session by its id."""
     return await _read(request, Target.id(request.path_params["id"]))
 
 
 @route("DELETE", BASE + "/{id}", answers={200: Deleted})
-async def delete_by_id(request: Request) -> Response:
+async def delete_by_id(request: Request) -> ASGIApp:
     """End a live session by its id.
 
     `deleted` is false when there is none, also when the id is no UUID.
@@ -192,7 +199,7 @@ async def delete_by_id(request: Request) -> Response:
 
 
 @route("PUT", BASE + "/{id}/stop", answers={200: Updated})
-async def request_stop(request: Request) -> Response:
+async def request_stop(request: Request) -> ASGIApp:
     """Ask a run to stop: it learns of it from its next heartbeat.
 
     `updated` is false when there is no such live session. Asking again changes nothing.
@@ -202,13 +209,13 @@ async def request_stop(request: Request) -> Response:
 
 
 @route("GET", "/health", answers={200: Health}, tag="operations")
-async def health(request: Request) -> Response:
+async def health(request: Request) -> ASGIApp:
     """Tell that the process is up, without a look at the store."""
     return answer(Health(status="ok", version=__version__))
 
 
 @route("GET", "/ready", answers={200: Ready, 503: Ready}, tag="operations")
-async def ready(request: Request) -> Response:
+async def ready(request: Request) -> ASGIApp:
     """Tell whether the store can be reached and is laid out as expected, and what an operator should change."""
     try:
         findings = await store_of(request).inspect()
@@ -217,13 +224,25 @@ async def ready(request: Request) -> Response:
     return answer(Ready(status="ready", store=findings.facts, warnings=list(findings.warnings)))
 
 
-@route("GET", "/", tag="operations")
-async def front_page(request: Request) -> Response:
+@route("GET", "/openapi.json", answers={200: dict[str, Any]}, tag="operations")
+async def read_openapi(request: Request) -> ASGIApp:
+    """Describe this interface to programs: OpenAPI 3.1."""
+    return Response(_OPENAPI, media_type="application/json")
+
+
+@route("GET", "/docs", answers={200: str}, tag="operations", media_type="text/html")
+async def read_docs(request: Request) -> ASGIApp:
+    """Describe this interface to people: the page that you are reading."""
+    return Response(_PAGE, headers=docs.HEADERS, media_type="text/html")
+
+
+@route("GET", "/", answers={307: None}, tag="operations")
+async def front_page(request: Request) -> ASGIApp:
     """Lead people to the documentation."""
     return RedirectResponse("/docs", 307)
 
 
-async def _heartbeat(request: Request, target: Target) -> Response:
+async def _heartbeat(request: Request, target: Target) -> ASGIApp:
     body = await read_body(request, Heartbeat)
     beat = await store_of(request).sessions.heartbeat(target, body.session_id, body.progress)
     return answer(_heartbeat_answer(beat))
@@ -235,8 +254,12 @@ def _heartbeat_answer(beat: Beat | None) -> HeartbeatAnswer:
     return {"updated": True, "expiresAt": timestamp(beat.due), "stopRequested": beat.stop_requested}
 
 
-async def _read(request: Request, target: Target) -> Response:
+async def _read(request: Request, target: Target) -> ASGIApp:
     session = await store_of(request).sessions.get(target)
     if session is None:
         raise NotFound
     return answer(OneSession(session=session))
+
+
+_OPENAPI = to_json(describe(OPERATIONS))
+_PAGE = docs.render(describe(OPERATIONS))

@@ -8,11 +8,9 @@ case folding, no empty segments for parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from tracker.api.operations import Handler, Operation
@@ -57,8 +55,8 @@ class _Node:
         return None
 
 
-class RouteTree(BaseRoute):
-    """Serves all operations. The handler finds its path parameters, decoded, in ``request.path_params``."""
+class RouteTree:
+    """ASGI application that serves all operations. Path parameters, decoded, are in ``request.path_params``."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         self._root = _Node()
@@ -77,10 +75,7 @@ class RouteTree(BaseRoute):
             if operation.method == "GET":
                 node.handlers["HEAD"] = operation.handler
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.FULL, {}) if scope["type"] == "http" else (Match.NONE, {})
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         found: list[tuple[str, str]] = []
         node = self._root.find(raw.decode("latin-1").split("/"), 0, found)
@@ -93,9 +88,6 @@ class RouteTree(BaseRoute):
         scope["path_params"] = {name: _decoded(name, segment) for name, segment in found}
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
-        raise NotImplementedError("operations have no names: write the path")
 
 
 def _decoded(name: str, segment: str) -> str:

@@ -118,6 +118,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
         "ws": "none",
         "log_config": log_config(settings),
         "access_log": False,
+        "proxy_headers": False,  # nothing here depends on the client's address
         "server_header": False,
         "timeout_keep_alive": settings.keep_alive_seconds,
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,

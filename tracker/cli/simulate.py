@@ -13,18 +13,20 @@ from urllib.parse import urlsplit
 import httpx
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from tracker.cli.fleet.calls import CONNECTIONS, TIMEOUT_SECONDS
+from tracker.cli.fleet.lanes import Lanes
 from tracker.cli.fleet.plan import AGENTS_MAX, Plan
-from tracker.cli.fleet.simulation import Refused, Report, Simulation
+from tracker.cli.fleet.simulation import Refused, Report, Simulation, failure_of
 
 REFRESH_SECONDS = 0.25
+LONG_WAIT_MS = 1000
 DEFAULTS = Plan()
-WAYS = {"deleted": "done, deleted", "replaced": "retried, replaced", "expired": "crashed, expired"}
+ENDINGS = {"deleted": "done, deleted", "replaced": "retried, replaced", "expired": "crashed, expired"}
 
 
 def simulate(
@@ -59,8 +61,12 @@ def simulate(
             seed=secrets.randbelow(2**32) if seed is None else seed,
             leave=leave,
         )
-        report = asyncio.run(_simulate(plan, _address(url), _key()))
-    except (ValueError, Refused) as problem:
+        address, key = _address(url), _key()
+    except ValueError as problem:
+        _refuse(str(problem))
+    try:
+        report = asyncio.run(_simulate(plan, address, key))
+    except Refused as problem:
         _refuse(str(problem))
     if as_json:
         typer.echo(json.dumps({"url": url, **report}, indent=2))
@@ -75,8 +81,12 @@ def _refuse(problem: str) -> NoReturn:
 
 
 def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError("--url (TRACKER_URL) must be the address of a tracker, such as http://127.0.0.1:3013")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("--url (TRACKER_URL) must be a plain address: the key goes into TRACKER_API_KEY")
@@ -116,7 +126,7 @@ def _client(url: str, key: str | None) -> httpx.AsyncClient:
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=TIMEOUT_SECONDS,
-        limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+        transport=Lanes(CONNECTIONS),
     )
 
 
@@ -148,72 +158,77 @@ async def _lines(simulation: Simulation, console: Console) -> None:
     console.print(f"waiting for {len(simulation.audit.pending):,} sessions to end")
 
 
-def closing(report: Report) -> Table:
-    """The closing table: calls, endings, and the verdict."""
-    page = Table.grid(padding=(0, 0))
-    page.add_row(_calls(report))
-    page.add_row(_endings(report))
-    page.add_row(_verdict(report))
-    return page
+def closing(report: Report) -> Group:
+    """What is printed at the end: the calls, how the sessions ended, and the verdict."""
+    return Group("", _calls(report), "", _endings(report), "", *_verdict(report))
+
+
+def _table(first: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, width=17)
+    return table
 
 
 def _calls(report: Report) -> Table:
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    table.add_column("call")
-    table.add_column("calls", justify="right")
+    table = _table("call")
+    for name in ("calls", "p50", "p99", "max"):
+        table.add_column(name, justify="right", min_width=7)
     table.add_column("status")
-    for name in ("p50", "p99", "max"):
-        table.add_column(name, justify="right")
-    wrong = {problem["problem"] for problem in report["problems"]}
+    failures = {problem["problem"] for problem in report["problems"]}
     for row in report["calls"]:
-        status = Text(", ").join(
+        statuses = [
             Text(
-                name if len(row["statuses"]) == 1 else f"{name}: {count:,}",
-                style="red" if f"{row['kind']} answered {name}" in wrong else "",
+                status if len(row["statuses"]) == 1 else f"{status}: {count:,}",
+                style="red" if failure_of(row["kind"], status) in failures else "",
             )
-            for name, count in row["statuses"].items()
-        )
+            for status, count in row["statuses"].items()
+        ]
         times = (_time(row["p50Ms"]), _time(row["p99Ms"]), _time(row["maxMs"]))
-        table.add_row(row["kind"], f"{row['calls']:,}", status, *times)
+        table.add_row(row["kind"], f"{row['calls']:,}", *times, Text(", ").join(statuses))
     return table
 
 
 def _endings(report: Report) -> Table:
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    table.add_column("run")
-    for name in ("sessions", "as it should", "wrong", "not judged"):
-        table.add_column(name, justify="right")
-    for row in report["endings"]:
-        unjudged = row["sessions"] - row["right"] - row["wrong"]
-        table.add_row(
-            WAYS[row["reason"]],
-            f"{row['sessions']:,}",
-            Text(f"{row['right']:,}", style="green" if row["right"] else ""),
-            Text(f"{row['wrong']:,}" if row["wrong"] else "", style="red"),
-            f"{unjudged:,}" if unjudged else "",
-        )
+    """How the sessions ended; columns for what is wrong or not judged only where there is any."""
+    rows = report["endings"]
+    columns: list[tuple[str, list[int], str]] = [
+        ("sessions", [row["sessions"] for row in rows], ""),
+        ("right", [row["right"] for row in rows], ""),
+        ("wrong", [row["wrong"] for row in rows], "red"),
+        ("not judged", [row["sessions"] - row["right"] - row["wrong"] for row in rows], "yellow"),
+    ]
+    shown = [column for column in columns if not column[2] or any(column[1])]
+    table = _table("run")
+    for name, _, style in shown:
+        table.add_column(name, justify="right", min_width=7, style=style)
+    for number, row in enumerate(rows):
+        table.add_row(ENDINGS[row["reason"]], *(f"{counts[number]:,}" for _, counts, _ in shown))
     return table
 
 
-def _verdict(report: Report) -> Text:
-    lines = []
+def _verdict(report: Report) -> list[Text]:
+    notes = []
     if report["stopped"]:
-        lines.append(Text("Stopped early: what was not yet due is not judged.", style="yellow"))
+        notes.append("Stopped early: what was not yet due is not judged.")
     if report["feed"] == "none":
-        lines.append(Text("No feed: judged by the listing alone.", style="yellow"))
+        notes.append("No feed: judged by the listing alone.")
     if report["late"]:
-        what = f"{report['late']:,} runs expired because the simulator was late: fewer agents, or a longer --ttl."
-        lines.append(Text(what, style="yellow"))
+        notes.append(f"{report['late']:,} runs expired: their heartbeats came late or got lost.")
+    if report["longestWaitMs"] > LONG_WAIT_MS:
+        notes.append(
+            f"Calls waited up to {_time(report['longestWaitMs'])} to be sent: try fewer agents, a longer --ttl."
+        )
     if report["left"]:
-        lines.append(Text(f"{report['left']:,} sessions left as they were."))
+        notes.append(f"{report['left']:,} sessions still ran when the fleet stopped.")
+    lines = [Text(note, style="yellow") for note in notes]
+    told = {""}
     for problem in report["problems"]:
-        example = f" ({problem['example']})" if problem["example"] else ""
+        example = "" if problem["example"] in told else f", e.g. {problem['example']}"
+        told.add(problem["example"])
         lines.append(Text(f"{problem['count']:,} x {problem['problem']}{example}", style="red"))
     if report["ok"]:
-        lines.append(Text("Everything is as it should be.", style="bold green"))
-    else:
-        lines.append(Text(f"Something is wrong. Again with --seed {report['seed']}.", style="bold red"))
-    return Text("\n").join(lines)
+        return [*lines, Text("Everything is as it should be.", style="bold green")]
+    return [*lines, Text(f"Something is wrong. The same runs again: --seed {report['seed']}", style="bold red")]
 
 
 def _time(milliseconds: float) -> str:

@@ -83,13 +83,13 @@ def fault_of(text: str) -> StoreError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns whatever the driver raises into a StoreError, but for NoScriptError, which asks for the script's source."""
+    """Turns whatever the driver raises into a StoreError."""
     try:
         yield
-    except driver.NoScriptError:
-        raise
     except driver.ResponseError as error:
         raise fault_of(str(error) or type(error).__name__) from error
+    except (TimeoutError, driver.TimeoutError) as error:
+        raise StoreUnavailable("the store did not answer in time") from error
     except (driver.RedisError, OSError, EOFError, asyncio.IncompleteReadError) as error:
-        # TimeoutError is an OSError; connection, time-out and protocol errors all mean: no answer to be trusted.
+        # Connection and protocol errors alike mean: no answer to be trusted.
         raise StoreUnavailable(f"the store cannot be reached: {str(error) or type(error).__name__}") from error

@@ -6,10 +6,10 @@ A session's place never changes, so one that lives throughout a walk is met exac
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from itertools import islice
 
 from tracker.models import ListSessions, Session, Target
-from tracker.store.ids import shard_of_text
 from tracker.store.keys import Shard
 from tracker.store.scripts import Scripts, together
 from tracker.store.sessions import SessionStore
@@ -50,29 +50,49 @@ class Listing:
             yield [session for _, session in chunk]
 
     async def _walk(self, query: ListSessions, reach: int) -> AsyncIterator[list[tuple[Place, Session]]]:
+        if query.task_id:
+            session = await self._sessions.get(Target.task(query.task_id))
+            if session is not None and _fits(session, query):
+                yield [(_place(session), session)]
+            return
         filters = {
             "trigger": query.trigger_type,
             "runner": query.runner_session_id,
             "runtime": query.runtime_instance_id,
         }
-        shards = self._scripts.shards
-        if query.task_id:
-            # At most one session: the walk would find it among all others.
-            session = await self._sessions.get(Target.task(query.task_id))
-            if session is None or (query.agent_id and session["agentId"] != query.agent_id):
-                return
-            shards = (shards[shard_of_text(query.task_id, len(shards))],)
-            filters["task"] = query.task_id
-        below: Place | None = None
-        if query.cursor:
-            started, _, session_id = query.cursor.partition("_")
-            below = int(started), session_id
+        below = _parse(query.cursor) if query.cursor else None
         matches = tuple(part for field, value in filters.items() if value for part in (field, value))
-        walks = [_ShardWalk(self._scripts, shard, query.agent_id or "", matches, below, reach) for shard in shards]
+        walks = [
+            _ShardWalk(self._scripts, shard, query.agent_id or "", matches, below, reach)
+            for shard in self._scripts.shards
+        ]
         while walks := [walk for walk in walks if walk.ahead or not walk.done]:
             await together(walk.fill() for walk in walks)
             if chunk := _merge(walks):
                 yield chunk
+
+
+def _place(session: Session) -> Place:
+    started = datetime.fromisoformat(session["startedAt"])
+    return round(started.timestamp() * 1000), session["id"]
+
+
+def _fits(session: Session, query: ListSessions) -> bool:
+    """Whether the one session of a task is also what the rest of the query asks for."""
+    wanted = (
+        (query.agent_id, session["agentId"]),
+        (query.trigger_type, session["triggerType"]),
+        (query.runner_session_id, session["runnerSessionId"]),
+        (query.runtime_instance_id, session["runtimeInstanceId"]),
+    )
+    return all(not asked or asked == found for asked, found in wanted) and (
+        not query.cursor or _place(session) < _parse(query.cursor)
+    )
+
+
+def _parse(cursor: str) -> Place:
+    started, _, session_id = cursor.partition("_")
+    return int(started), session_id
 
 
 def _merge(walks: list[_ShardWalk]) -> list[tuple[Place, Session]]:

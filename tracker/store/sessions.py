@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, cast
+
+from redis.asyncio import BlockingConnectionPool
 
 from tracker.errors import Conflict, IdempotencyMismatch, StoreFault
 from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
 from tracker.settings import Settings
-from tracker.store.batching import Batcher, Operation, Reply, within
+from tracker.store.batching import Batcher, Carrier, Operation, Reply
+from tracker.store.carriers import ClientCarrier, PipeCarrier
 from tracker.store.connection import fault_of
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
+from tracker.store.pipe import Pipe
 from tracker.store.scripts import Argument, Scripts
 from tracker.store.snapshot import decode, encode
 
@@ -46,6 +49,8 @@ class SessionStore:
         self._scripts = scripts
         self._shards = len(scripts.shards)
         self._default_ttl = settings.ttl_seconds
+        pool = scripts.client.connection_pool
+        self._pipe = None if settings.in_memory else Pipe(cast("BlockingConnectionPool", pool))
         self._batchers: dict[tuple[str, int], Batcher] = {}
 
     async def create(self, request: CreateSession, idempotency_key: str | None = None) -> Created:
@@ -92,7 +97,7 @@ class SessionStore:
         outcomes: dict[Target, Beat | None] = dict.fromkeys(targets)
         places = [(target, shard) for target in outcomes if (shard := self._shard_of(target)) is not None]
         futures = [self._submit("heartbeat", shard, (target.kind, target.value, "", "")) for target, shard in places]
-        replies = await within(self._scripts.timeout, asyncio.gather(*futures))
+        replies = await asyncio.gather(*futures)
         for (target, _), reply in zip(places, replies, strict=True):
             if _checked(reply)[0] == b"renewed":
                 outcomes[target] = _beat(reply)
@@ -115,6 +120,8 @@ class SessionStore:
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        if self._pipe is not None:
+            await self._pipe.close()
 
     def _home(self, request: CreateSession, idempotency_key: str | None) -> int:
         if anchor := request.task_id or idempotency_key:
@@ -148,21 +155,19 @@ class SessionStore:
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
         future = self._submit(script, shard, operation)
-        return _checked(await within(self._scripts.timeout, future))
+        return _checked(await future)
 
     def _submit(self, script: str, shard: int, operation: Operation) -> asyncio.Future[Reply]:
         batcher = self._batchers.get((script, shard))
         if batcher is None:
-            batcher = self._batchers[script, shard] = Batcher(partial(self._send, script, shard))
+            batcher = self._batchers[script, shard] = Batcher(self._carrier(script, shard), self._scripts.timeout)
         return batcher.submit(operation)
 
-    async def _send(self, script: str, shard: int, operations: Sequence[Operation]) -> list[Reply]:
-        arguments: list[Argument] = []
-        for operation in operations:
-            arguments.append(len(operation))
-            arguments += operation
-        replies: list[Reply] = await self._scripts.run(script, self._scripts.shards[shard], *arguments)
-        return replies
+    def _carrier(self, script: str, number: int) -> Carrier:
+        shard = self._scripts.shards[number]
+        if self._pipe is None:
+            return ClientCarrier(self._scripts, script, shard)
+        return PipeCarrier(self._scripts, self._pipe, script, shard)
 
 
 def _optional(text: str | None) -> str:

@@ -23,7 +23,7 @@ LISTINGS = 16  # at a time: heartbeats go first
 STILL_LISTED = {
     "deleted": "a session is still listed after its delete",
     "replaced": "a session is still listed after its task was started anew",
-    "expired": "a crashed run's session is still listed after its TTL",
+    "expired": "a dead session is still listed after its TTL",
 }
 
 
@@ -41,6 +41,7 @@ class Session:
     reasons: tuple[str, ...] = ()  # how it may end; empty while it runs
     due: float = math.inf  # when it must have ended for everybody to see
     told: str | None = None  # the reason in its end event
+    faulty: bool = False  # something else is wrong with its end event
 
 
 class Audit:
@@ -79,6 +80,7 @@ class Audit:
             return None
         if (told.get("agentId"), told.get("taskId")) != (agent, task) or not isinstance(told.get("id"), str):
             self._problem("create was answered with another run's session", task)
+            self._made_unseen = True
             return None
         ttl = told.get("ttlSeconds")
         if not isinstance(ttl, int | float) or not math.isclose(ttl, self._plan.ttl, abs_tol=0.001):
@@ -106,7 +108,7 @@ class Audit:
             if answer.ok:
                 self._end(session, ("deleted",), answer.received)
             else:
-                self._end(session, ("deleted", "expired"), session.gone + self._plan.sweep)
+                self._end(session, ("expired", "deleted"), session.gone + self._plan.sweep)
 
     def crashed(self, session: Session | None) -> None:
         if session and not session.reasons:
@@ -184,15 +186,17 @@ class Audit:
 
     async def _respect_hold(self, now: float) -> None:
         """After an outage a tracker lets no session expire for a while. That is as it should be: wait for it."""
+        patience = self._plan.sweep + SLACK_SECONDS  # it notices an outage with the first sweep after it
         overdue = [
             session
             for session in self.pending.values()
-            if not session.told and self._due(session, now) and "expired" in session.reasons
+            if not session.told and "expired" in session.reasons and self._due(session, now)
         ]
         self.held = bool(overdue) and await self._calls.held()
-        for session in overdue if self.held else ():
-            if now < session.gone + HOLD_SECONDS_MAX:
-                session.due = now + self._plan.sweep + SLACK_SECONDS
+        recovering = now - self._calls.failed_at < patience
+        for session in overdue:
+            if (self.held or (recovering and self._heard(session))) and now < session.gone + HOLD_SECONDS_MAX:
+                session.due = now + patience
 
     def _due(self, session: Session, now: float) -> bool:
         return session.due <= now and (self._heard(session) or session.due + PATIENCE_SECONDS <= now)
@@ -206,13 +210,13 @@ class Audit:
         name = str(told.get("id"))
         session = self.live.get(name) or self.pending.get(name)
         if self._judged.get(name) or (session and session.told):
-            self._problem("a session has two end events", session.task if session else name)
+            self._fault("a session has two end events", session, name)
         elif session:
             session.told = reason
             if reason == "expired" and now < session.kept:
-                self._problem("a session expired before its TTL", session.task)
+                self._fault("a session expired before its TTL", session, name)
             if told.get("providerSessionId") not in session.providers:
-                self._problem("an end event does not tell the provider session that was reported", session.task)
+                self._fault("an end event does not tell the provider session that was reported", session, name)
         elif name in self._judged:
             self._judged[name] = True
         elif told.get("agentId") in self._agents and not self._made_unseen:
@@ -238,11 +242,9 @@ class Audit:
             self._problem(STILL_LISTED[way], session.task)
             self.wrong[way] += 1
         elif session.told:
-            if session.told in session.reasons:
-                self.right[way] += 1
-            else:
-                self._problem(f"a session ended as {session.told} instead of {way}", session.task)
-                self.wrong[way] += 1
+            if session.told not in session.reasons:
+                self._fault(f"a session ended as {session.told} instead of {way}", session, session.task)
+            (self.wrong if session.faulty else self.right)[way] += 1
         elif not self._feed.followed:
             self.right[way] += 1
         elif self._heard(session):
@@ -256,6 +258,11 @@ class Audit:
         self._judged[session.id] = session.told is not None
         if len(self._judged) > REMEMBERED:
             del self._judged[next(iter(self._judged))]
+
+    def _fault(self, what: str, session: Session | None, name: str) -> None:
+        if session:
+            session.faulty = True
+        self._problem(what, session.task if session else name)
 
     def _problem(self, what: str, example: str) -> None:
         count, first = self.problems.get(what, (0, example))

@@ -77,7 +77,11 @@ class Tally:
 
 
 class Calls:
-    """Sends calls, at most CONNECTIONS at a time, and keeps count. A failed call is an answer too: nothing raises."""
+    """Sends calls, at most CONNECTIONS at a time, and keeps count. A failed call is an answer too: nothing raises.
+
+    `failures` maps (kind, status) to what the tracker said first; `longest_wait`: for a free connection (seconds);
+    `failed_at`: event loop time of the last failure, listings aside.
+    """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -85,6 +89,8 @@ class Calls:
         self._places = asyncio.Semaphore(CONNECTIONS)
         self.tallies: dict[Kind, Tally] = {kind: Tally() for kind in Kind}
         self.failures: dict[tuple[Kind, str], str] = {}
+        self.longest_wait = 0.0
+        self.failed_at = -math.inf
 
     @property
     def total(self) -> int:
@@ -105,8 +111,10 @@ class Calls:
     ) -> Answer:
         """Make one call. `path` is what follows the base path, percent-encoded."""
         loop = asyncio.get_running_loop()
+        asked = loop.time()
         async with self._places:
             sent = loop.time()
+            self.longest_wait = max(self.longest_wait, sent - asked)
             response, status = None, "timeout"
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -121,12 +129,15 @@ class Calls:
         self.tallies[kind].add(answer.status, received - sent)
         if not answer.ok:
             self.failures.setdefault((kind, answer.status), _sentence(answer.body))
+            if kind is not Kind.LIST:
+                self.failed_at = received
         return answer
 
     async def held(self) -> bool:
         """Whether the tracker says that after an outage no session expires yet. Not tallied: no runner asks this."""
         try:
-            response = await self._client.get("/ready", timeout=TIMEOUT_SECONDS)
+            async with self._places:
+                response = await self._client.get("/ready")
             body = response.json()
         except (httpx.HTTPError, ValueError):
             return False

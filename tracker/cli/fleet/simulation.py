@@ -46,8 +46,8 @@ class Problem(TypedDict):
 
 
 class Report(TypedDict):
-    """`ok`: everything is as it should be. `late`: runs that the simulator itself was too slow to keep alive.
-    `left`: sessions still running when the fleet stopped."""
+    """`ok`: everything is as it should be. `late`: runs that expired since their heartbeats came late or got lost.
+    `left`: sessions still running when the fleet stopped. `longestWaitMs`: of a call for a free connection."""
 
     ok: bool
     stopped: bool
@@ -59,6 +59,7 @@ class Report(TypedDict):
     feed: Literal["followed", "none", "lost"]
     late: int
     left: int
+    longestWaitMs: float
     calls: list[CallReport]
     endings: list[EndingReport]
     problems: list[Problem]
@@ -109,33 +110,33 @@ class Simulation:
 
     async def run(self) -> None:
         """Work, wait until every end can be judged, clean up. Cancelled once, it goes straight to the end of that."""
-        await self.feed.skip()
-        watching = asyncio.create_task(self.audit.watch())
         try:
-            await self.fleet.work(self.audit)
-            self.left = self.audit.abandon()
-            self.worked.set()
-            await self._end(watching)
+            await self.feed.skip()
+            await self._work()
             await self.audit.settle()
         except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None:
+            if task := asyncio.current_task():
                 task.uncancel()
             self.stopped = True
-            await self._end(watching)
             self.left += self.audit.abandon()
             await self.audit.look()
         if not self.plan.leave:
             await self.fleet.clean()
 
-    @staticmethod
-    async def _end(watching: asyncio.Task[None]) -> None:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+    async def _work(self) -> None:
+        watching = asyncio.create_task(self.audit.watch())
+        try:
+            await self.fleet.work(self.audit)
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+        self.left = self.audit.abandon()
+        self.worked.set()
 
     def report(self) -> Report:
         problems = [
-            Problem(problem=f"{kind} answered {status}", count=self.calls.tallies[kind].statuses[status], example=said)
+            Problem(problem=failure_of(kind, status), count=self.calls.tallies[kind].statuses[status], example=said)
             for (kind, status), said in self.calls.failures.items()
         ]
         problems += [
@@ -156,6 +157,7 @@ class Simulation:
             feed=self.feed.state,
             late=self.audit.late,
             left=self.left,
+            longestWaitMs=round(self.calls.longest_wait * 1000, 3),
             calls=[
                 CallReport(
                     kind=kind,
@@ -179,3 +181,8 @@ class Simulation:
             ],
             problems=problems,
         )
+
+
+def failure_of(kind: str, status: str) -> str:
+    """How a report calls the problem that calls of a kind got a status that they should not get."""
+    return f"{kind}: {status}"

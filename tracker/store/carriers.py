@@ -1,0 +1,123 @@
+"""How batches get to the store: over the pipe to a Redis, through the client to the embedded store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from hiredis import ReplyError
+
+from tracker.errors import StoreError, StoreUnavailable
+from tracker.store.batching import Operation, Reply
+from tracker.store.connection import fault_of
+from tracker.store.keys import Shard
+from tracker.store.pipe import Pipe
+from tracker.store.scripts import Argument, Scripts
+
+__all__ = ["ClientCarrier", "PipeCarrier"]
+
+Landing = Callable[[list[Reply] | StoreError], None]
+
+
+def _flat(operations: list[Operation]) -> list[Argument]:
+    """Operations as the scripts take them: each as a count and as many arguments."""
+    arguments: list[Argument] = []
+    for operation in operations:
+        arguments.append(len(operation))
+        arguments += operation
+    return arguments
+
+
+class ClientCarrier:
+    """Calls the script as any other: a task per batch."""
+
+    def __init__(self, scripts: Scripts, script: str, shard: Shard) -> None:
+        self._scripts = scripts
+        self._script = script
+        self._shard = shard
+        self._task: asyncio.Task[None] | None = None
+
+    def carry(self, operations: list[Operation], landing: Landing) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._carry(operations, landing))
+
+    def abort(self, why: str) -> None:
+        """The script's own deadline is as long as the batch's, and lands it."""
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _carry(self, operations: list[Operation], landing: Landing) -> None:
+        try:
+            replies = await self._scripts.run(self._script, self._shard, *_flat(operations))
+        except StoreError as error:
+            landing(error)
+        except BaseException:
+            landing(StoreUnavailable("the call to the store was interrupted"))
+            raise
+        else:
+            landing(replies)
+
+
+class PipeCarrier:
+    """Writes the call straight into the pipe; only to open it, and to enroll before the first call, takes a task."""
+
+    def __init__(self, scripts: Scripts, pipe: Pipe, script: str, shard: Shard) -> None:
+        self._scripts = scripts
+        self._pipe = pipe
+        self._script = script
+        self._shard = shard
+        self._landing: Landing | None = None
+        self._arguments: list[Argument] = []
+        self._opening: asyncio.Task[None] | None = None
+
+    def carry(self, operations: list[Operation], landing: Landing) -> None:
+        self._landing = landing
+        self._arguments = _flat(operations)
+        if self._pipe.ready and self._scripts.enrolled:
+            self._pipe.call(self._scripts.by_digest(self._script, self._shard, self._arguments), self._arrive)
+        else:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def abort(self, why: str) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            self._land(StoreUnavailable(why))
+        else:
+            self._pipe.abort(why)
+
+    async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+
+    async def _open(self) -> None:
+        failure: StoreError | None = None
+        try:
+            await self._scripts.ensure_enrolled()
+            await self._pipe.open()
+        except StoreError as error:
+            failure = error
+        if self._opening is not asyncio.current_task():
+            return  # given up, and another batch is under way: before Python 3.12 drivers may swallow a cancellation
+        self._opening = None
+        if failure is not None:
+            self._land(failure)
+        else:
+            self._pipe.call(self._scripts.by_digest(self._script, self._shard, self._arguments), self._arrive)
+
+    def _arrive(self, reply: Any) -> None:
+        if not isinstance(reply, ReplyError):
+            self._land(reply)
+        elif str(reply).startswith("NOSCRIPT"):
+            # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
+            self._pipe.call(self._scripts.by_source(self._script, self._shard, self._arguments), self._arrive)
+        else:
+            self._land(fault_of(str(reply)))
+
+    def _land(self, outcome: list[Reply] | StoreError) -> None:
+        landing, self._landing = self._landing, None
+        if landing is not None:
+            landing(outcome)
