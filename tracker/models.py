@@ -173,7 +173,7 @@ CURSOR_PATTERN = rf"^[0-9]{{1,15}}_{SESSION_ID_PATTERN}$"
 
 
 def _plain_number(text: object) -> object:
-    if isinstance(text, str) and not re.fullmatch(r"-?[0-9]{1,9}", text):
+    if isinstance(text, str) and not re.fullmatch(r"-?(0|[1-9][0-9]{0,8})", text):
         raise ValueError("Input should be a whole number")
     return text
 
@@ -185,7 +185,6 @@ def _cursor(text: str) -> str:
 
 
 QueryId = Annotated[str, StringConstraints(max_length=ID_LENGTH)]
-PlainNumber = Annotated[int, BeforeValidator(_plain_number)]
 Cursor = Annotated[str, AfterValidator(_cursor), Field(json_schema_extra={"pattern": CURSOR_PATTERN})]
 
 
@@ -199,7 +198,7 @@ class ListSessions(Text):
     trigger_type: QueryId | None = Field(None, description="Only this trigger type.")
     runner_session_id: QueryId | None = Field(None, description="Only this runner session.")
     runtime_instance_id: QueryId | None = Field(None, description="Only this runtime process.")
-    limit: Annotated[PlainNumber, Field(ge=1, le=PAGE_LIMIT)] | None = Field(
+    limit: Annotated[int, Field(ge=1, le=PAGE_LIMIT), BeforeValidator(_plain_number)] | None = Field(
         None, description="Page size. Absent: all sessions, streamed.", examples=[100]
     )
     cursor: Cursor | None = Field(None, description="The `nextCursor` of the page before.")
@@ -213,7 +212,7 @@ class ListEvents(Text):
         description="An event id: go on behind it. `0` or absent: from the oldest event that the feed holds.",
         json_schema_extra={"pattern": r"^(0|[0-9]{1,20}-[0-9]{1,20}(\.[0-9]{1,20}-[0-9]{1,20})*)$"},
     )
-    limit: Annotated[PlainNumber, Field(ge=1, le=EVENTS_LIMIT)] | None = Field(
+    limit: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
         None, description="Page size.", json_schema_extra={"default": EVENTS_DEFAULT_LIMIT}
     )
     agent_id: QueryId | None = Field(None, description="Only this agent's.")
@@ -299,7 +298,7 @@ class HeartbeatAnswer(TypedDict):
 
 
 class Missing(TypedDict):
-    """Targets without a live session."""
+    """What of a batch was not there."""
 
     taskIds: Annotated[list[str], Field(description="Tasks.")]
     sessionIds: Annotated[list[str], Field(description="Session ids.")]
@@ -333,7 +332,7 @@ class TriggerTypeCount(TypedDict):
 
 
 class EndedCounts(TypedDict):
-    """Sessions ever ended, by reason."""
+    """How many sessions ended, and why."""
 
     deleted: Annotated[int, Field(description="By a delete.")]
     expired: Annotated[int, Field(description="For want of heartbeats.")]

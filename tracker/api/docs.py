@@ -164,8 +164,7 @@ def _operation(document: Mapping[str, Any], path: str, method: str, operation: d
         parameters=_parameters(parameters) + _body(document, body),
         answers=_answers(document, answers),
         errors=_error_links(errors),
-        samples=_panel("Request", _shell(_curl(path, method, operation, parameters)))
-        + "".join(_sample(status, answer) for status, answer in answers.items()),
+        samples=_panel("Request", _shell(_curl(path, method, operation, parameters))) + _samples(answers),
     )
 
 
@@ -201,15 +200,22 @@ def _answers(document: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
     shown = []
     told: list[Any] = []
     for status, answer in answers.items():
-        schema: dict[str, Any] = next((content["schema"] for content in answer.get("content", {}).values()), {})
-        fields = "" if schema in told else _fields(_resolved(document, schema))
+        schema = _schema(answer)
+        fields = [] if schema in told else _fields(_resolved(document, schema))
         told.append(schema)
-        shown.append(f"<h4>{_phrase(int(status))}</h4>{_prose(answer['description'])}{_headers(answer)}{fields}")
+        rows = _rows([*_headers(answer), *fields])
+        phrase, meaning = _phrase(int(status)), answer["description"]
+        shown.append(f"<h4>{phrase}</h4>{'' if meaning.rstrip('.') in phrase else _prose(meaning)}{rows}")
     return "".join(shown)
 
 
-def _headers(answer: Mapping[str, Any]) -> str:
-    return _rows(_field(name, header, "header") for name, header in answer.get("headers", {}).items())
+def _schema(answer: Mapping[str, Any]) -> dict[str, Any]:
+    schemas: list[dict[str, Any]] = [content["schema"] for content in answer.get("content", {}).values()]
+    return schemas[0] if schemas else {}
+
+
+def _headers(answer: Mapping[str, Any]) -> list[str]:
+    return [_field(name, header, "header") for name, header in answer.get("headers", {}).items()]
 
 
 def _error_links(statuses: Iterable[int]) -> str:
@@ -221,7 +227,7 @@ def _objects(document: Mapping[str, Any]) -> str:
     schemas = document["components"]["schemas"]
     shown = "".join(
         f'<article id="object-{name}"><div class="text"><h3><a href="#object-{name}">{name}</a></h3>'
-        f"{_prose(schemas[name]['description'])}{_fields(schemas[name])}</div></article>"
+        f"{_prose(schemas[name]['description'])}{_rows(_fields(schemas[name]))}</div></article>"
         for name in _nested(document)
     )
     return f'<section class="group"><h2 id="objects">Objects</h2>{shown}</section>'
@@ -231,11 +237,11 @@ def _errors(document: Mapping[str, Any]) -> str:
     shown = []
     for status, failure in FAILURES.items():
         response = document["components"]["responses"][failure.name]
-        schema = _resolved(document, response["content"]["application/json"]["schema"])
+        rows = _rows([*_headers(response), *_fields(_resolved(document, _schema(response)))])
         shown.append(
             f'<article id="error-{status}"><div class="text"><h3><a href="#error-{status}">{_phrase(status)}</a></h3>'
-            f"{_prose(response['description'])}{_headers(response)}{_fields(schema)}</div>"
-            f'<div class="samples">{_sample(str(status), response)}</div></article>'
+            f"{_prose(response['description'])}{rows}</div>"
+            f'<div class="samples">{_samples({str(status): response})}</div></article>'
         )
     return f'<section class="group"><h2 id="errors">Errors</h2>{"".join(shown)}</section>'
 
@@ -260,13 +266,13 @@ def _resolved(document: Mapping[str, Any], node: dict[str, Any]) -> dict[str, An
 # --- fields -----------------------------------------------------------------------------------------------------------
 
 
-def _fields(schema: Mapping[str, Any]) -> str:
+def _fields(schema: Mapping[str, Any]) -> list[str]:
     """A row for each field of an answer."""
     required = schema.get("required", [])
-    return _rows(
+    return [
         _field(name, field, "" if name in required else "not always there")
         for name, field in schema.get("properties", {}).items()
-    )
+    ]
 
 
 def _rows(rows: Iterable[str]) -> str:
@@ -303,7 +309,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
         values = schema.get("enum", [schema.get("const")])
         kind = " | ".join(f"<code>{escape(value)}</code>" for value in values if value is not None)
     elif kind == "array":
-        kind = f"list of {_kind(schema['items'])}"
+        items = _kind(schema["items"])
+        kind = f"list of {items}{'s' if items.isalpha() else ''}"
     elif isinstance(schema.get("additionalProperties"), dict):
         kind = f"object of {_kind(schema['additionalProperties'])}s"
     return f"{kind} or null" if "null" in types else kind
@@ -359,16 +366,19 @@ def _curl(path: str, method: str, operation: Mapping[str, Any], parameters: Iter
     return " \\\n  ".join([f"curl {verb}{SERVER}{path}", *options])
 
 
-def _sample(status: str, answer: Mapping[str, Any]) -> str:
-    for media_type, content in answer.get("content", {}).items():
-        if "example" in content:
+def _samples(answers: Mapping[str, Any]) -> str:
+    """A panel for each example, with all the statuses that have it."""
+    titles: dict[str, list[str]] = {}
+    for status, answer in answers.items():
+        for media_type, content in answer.get("content", {}).items():
             example = content["example"]
-            shown = _json(example) if media_type == "application/json" else escape(str(example))
-            return _panel(_phrase(int(status)), shown)
-    return ""
+            shown = _json(example) if media_type == "application/json" else escape(example)
+            titles.setdefault(shown, []).append(_phrase(int(status)))
+    return "".join(_panel(", ".join(phrases), shown) for shown, phrases in titles.items())
 
 
 def _panel(title: str, code: str) -> str:
+    # Long lines scroll, so the keyboard must get there.
     return f'<figure><figcaption>{title}</figcaption><pre tabindex="0"><code>{code}</code></pre></figure>'
 
 

@@ -261,5 +261,6 @@ async def _read(request: Request, target: Target) -> ASGIApp:
     return answer(OneSession(session=session))
 
 
-_OPENAPI = to_json(describe(OPERATIONS))
-_PAGE = docs.render(describe(OPERATIONS))
+_DOCUMENT = describe(OPERATIONS)
+_OPENAPI = to_json(_DOCUMENT)
+_PAGE = docs.render(_DOCUMENT)

@@ -70,11 +70,13 @@ class PipeCarrier:
         self._shard = shard
         self._landing: Landing | None = None
         self._arguments: list[Argument] = []
+        self._by_source = False
         self._opening: asyncio.Task[None] | None = None
 
     def carry(self, operations: list[Operation], landing: Landing) -> None:
         self._landing = landing
         self._arguments = _flat(operations)
+        self._by_source = False
         if self._pipe.ready and self._scripts.enrolled:
             self._pipe.call(self._scripts.by_digest(self._script, self._shard, self._arguments), self._arrive)
         else:
@@ -111,8 +113,9 @@ class PipeCarrier:
     def _arrive(self, reply: Any) -> None:
         if not isinstance(reply, ReplyError):
             self._land(reply)
-        elif str(reply).startswith("NOSCRIPT"):
+        elif str(reply).startswith("NOSCRIPT") and not self._by_source:
             # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
+            self._by_source = True
             self._pipe.call(self._scripts.by_source(self._script, self._shard, self._arguments), self._arrive)
         else:
             self._land(fault_of(str(reply)))

@@ -31,9 +31,27 @@ READ_BYTES = 256 * 1024
 
 TRANSIENT = re.compile(
     r"\b(READONLY|LOADING|BUSY|MISCONF|NOREPLICAS|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|OOM|UNKILLABLE|UNBLOCKED"
-    r"|NOAUTH|NOPERM|WRONGPASS|NOMASTERLINK|max number of clients)\b"
+    r"|NOAUTH|NOPERM|WRONGPASS|unauthenticated|NOMASTERLINK|max number of clients)\b"
 )
 """What Redis says while it cannot, but may soon. Before Redis 7 it stands inside an error of the script."""
+
+
+NOT_NOW = (
+    driver.AskError,
+    driver.ClusterDownError,
+    driver.NoPermissionError,
+    driver.OutOfMemoryError,
+    driver.ReadOnlyError,
+    driver.TryAgainError,
+)
+"""The same where the driver has a class for it, and has cut the word off the text."""
+OURS = (
+    driver.ChildDeadlockedError,
+    driver.CrossSlotTransactionError,
+    driver.IncorrectPolicyType,
+    driver.InvalidPipelineStack,
+)
+"""What only a wrong use of the driver raises."""
 
 
 def connect(settings: Settings) -> Redis:
@@ -86,10 +104,12 @@ def translated() -> Iterator[None]:
     """Turns whatever the driver raises into a StoreError."""
     try:
         yield
-    except driver.ResponseError as error:
+    except NOT_NOW as error:
+        raise StoreUnavailable(f"the store cannot do that now: {error}") from error
+    except (driver.ResponseError, *OURS) as error:
         raise fault_of(str(error) or type(error).__name__) from error
     except (TimeoutError, driver.TimeoutError) as error:
         raise StoreUnavailable("the store did not answer in time") from error
-    except (driver.RedisError, OSError, EOFError, asyncio.IncompleteReadError) as error:
+    except (driver.RedisError, driver.RedisClusterException, OSError, EOFError, asyncio.IncompleteReadError) as error:
         # Connection and protocol errors alike mean: no answer to be trusted.
         raise StoreUnavailable(f"the store cannot be reached: {str(error) or type(error).__name__}") from error

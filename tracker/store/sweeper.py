@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tracker.errors import StoreError, StoreFault
 from tracker.models import Cleanup
 from tracker.settings import Settings
+from tracker.store.connection import translated
 from tracker.store.keys import Shard
-from tracker.store.scripts import Scripts, together
+from tracker.store.scripts import Argument, Scripts, together
 from tracker.store.snapshot import timestamp
 
 __all__ = ["Sweeper"]
@@ -98,10 +99,9 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            async with self._lanes:
-                reply = await self._scripts.run(
-                    "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
-                )
+            reply = await self._batch(
+                "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
+            )
             if reply[0] == b"skipped":
                 break
             skip_if_younger_ms = 0
@@ -119,6 +119,12 @@ class Sweeper:
                 break
         return _Swept(ended, failed, why)
 
+    async def _batch(self, script: str, shard: Shard, *arguments: Argument) -> Any:
+        """One script call; the wait for a lane counts towards its deadline."""
+        with translated():
+            async with asyncio.timeout(self._scripts.timeout), self._lanes:
+                return await self._scripts.run(script, shard, *arguments)
+
     async def _walk(self, shard: Shard, request: Cleanup) -> _Swept:
         only_agent = request.max_age_minutes is None and request.runtime_instance_id is None
         minutes = request.max_age_minutes
@@ -132,10 +138,9 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            async with self._lanes:
-                state, started, session_id, last_started, n, stuck, problem = await self._scripts.run(
-                    "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
-                )
+            state, started, session_id, last_started, n, stuck, problem = await self._batch(
+                "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
+            )
             ended += int(n)
             failed += int(stuck)
             why = why or problem.decode(errors="replace")
