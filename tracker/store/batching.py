@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from tracker.errors import StoreError, StoreUnavailable
+from tracker.errors import StoreError, StoreFault, StoreUnavailable
 
 __all__ = ["Batcher", "Carrier", "Operation", "Reply"]
 
@@ -93,7 +93,10 @@ class Batcher:
                 flight.append(entry)
         if flight:
             self._took_off = self._loop.time()
-            self._carrier.carry([operation for operation, _ in flight], self._land)
+            try:
+                self._carrier.carry([operation for operation, _ in flight], self._land)
+            except (TypeError, ValueError) as error:
+                self._land(StoreFault(f"what is no text cannot be sent to the store: {error}"))
 
     def _land(self, outcome: list[Reply] | StoreError) -> None:
         flight, self._flight = self._flight, []

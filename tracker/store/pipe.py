@@ -25,21 +25,18 @@ Landing = Callable[[Any], None]
 """Gets a reply: bytes, int, list or None; a ``hiredis.ReplyError``; or a StoreUnavailable when none will come."""
 
 
-class Pipe(asyncio.Protocol):
-    """Opened by the first ``open`` and again after each loss; ``call`` only while it is ``ready``."""
+class Pipe:
+    """Connects with the first ``open`` and again after each loss; ``call`` only while it is ``ready``."""
 
     def __init__(self, pool: BlockingConnectionPool) -> None:
         self._pool = pool
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
-        self._transport: asyncio.Transport | None = None
-        self._reader_protocol: asyncio.BaseProtocol | None = None
-        self._reader = hiredis.Reader()
-        self._landings: deque[Landing] = deque()
+        self._line: _Line | None = None
 
     @property
     def ready(self) -> bool:
-        return self._transport is not None
+        return self._line is not None and self._line.open
 
     async def open(self) -> None:
         """Connects if need be. Raises StoreUnavailable."""
@@ -48,41 +45,69 @@ class Pipe(asyncio.Protocol):
                 return
             await self._give_back()
             with translated():
-                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+                self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             # Taking the socket over is not part of redis-py's promise: a test holds it to the pinned release.
-            writer = cast("asyncio.StreamWriter", connection._writer)
-            transport = cast("asyncio.Transport", writer.transport)
-            self._connection = connection
-            self._reader = hiredis.Reader()
-            self._reader_protocol = transport.get_protocol()
-            transport.set_protocol(self)
-            self._transport = transport
+            writer = cast("asyncio.StreamWriter", self._connection._writer)
+            self._line = _Line(cast("asyncio.Transport", writer.transport))
 
     def call(self, words: tuple[str | bytes | int, ...], landing: Landing) -> None:
-        """Sends a command; ``landing`` is called once, with the reply or with why there is none."""
-        if self._transport is None:
+        """Sends a command; ``landing`` is called once, with the reply or with why there is none.
+
+        Raises TypeError or ValueError for what cannot be sent, and then calls nobody.
+        """
+        if self._line is None:
             landing(StoreUnavailable("the store cannot be reached: no connection"))
-            return
-        self._landings.append(landing)
-        self._transport.write(hiredis.pack_command(words))  # type: ignore[arg-type]
+        else:
+            self._line.call(words, landing)
 
     def abort(self, why: str) -> None:
         """Gives the connection up, and with it every call under way."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.abort()
-        landings, self._landings = self._landings, deque()
-        for landing in landings:
-            landing(StoreUnavailable(why))
+        if self._line is not None:
+            self._line.abort(why)
 
     async def close(self) -> None:
         self.abort("the tracker is stopping")
         await self._give_back()
 
+    async def _give_back(self) -> None:
+        self._line = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+
+class _Line(asyncio.Protocol):
+    """One connection's bytes and the calls under way on it: what comes late from an earlier one touches nobody."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.open = True
+        self._transport = transport
+        self._before = transport.get_protocol()
+        self._reader = hiredis.Reader()
+        self._landings: deque[Landing] = deque()
+        transport.set_protocol(self)
+
+    def call(self, words: tuple[str | bytes | int, ...], landing: Landing) -> None:
+        if not self.open or self._transport.is_closing():
+            landing(StoreUnavailable("the store cannot be reached: the connection is gone"))
+            return
+        packed = hiredis.pack_command(words)  # type: ignore[arg-type]
+        self._landings.append(landing)
+        self._transport.write(packed)
+
+    def abort(self, why: str) -> None:
+        if self.open:
+            self.open = False
+            self._transport.abort()
+        landings, self._landings = self._landings, deque()
+        for landing in landings:
+            landing(StoreUnavailable(why))
+
     def data_received(self, data: bytes) -> None:
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
+            while self.open and (reply := self._reader.gets()) is not False:
                 if not self._landings:
                     self.abort("the store sent a reply that nobody asked for")
                     return
@@ -90,14 +115,9 @@ class Pipe(asyncio.Protocol):
         except hiredis.ProtocolError as error:
             self.abort(f"the store sent what is no reply: {error}")
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._reader_protocol is not None:
-            self._reader_protocol.connection_lost(exc)
-            self._reader_protocol = None
+    def eof_received(self) -> None:
         self.abort("the store closed the connection")
 
-    async def _give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._before.connection_lost(exc)  # redis-py's: its disconnect waits for it
+        self.abort("the store closed the connection")
