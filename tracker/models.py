@@ -40,6 +40,15 @@ Progress = Annotated[str, StringConstraints(max_length=PROGRESS_LENGTH)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=METADATA_KEY_LENGTH)]
 MetadataValue = Annotated[str, StringConstraints(max_length=METADATA_VALUE_LENGTH)]
 Timestamp = Annotated[str, Field(description="RFC 3339, UTC, milliseconds.", json_schema_extra={"format": "date-time"})]
+
+
+def _whole(number: object) -> object:
+    """JSON has one kind of number: 5.0 is as whole as 5, and JSON Schema takes it for an integer."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+# Limits go before the validator: behind one pydantic knows them, but leaves them out of the JSON Schema.
+Minutes = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 OnConflict = Literal["supersede", "reject", "replace", "reuse"]
 EndReason = Literal["deleted", "expired", "replaced", "cleaned"]
 EventType = Literal["session.created", "session.updated", "session.ended"]
@@ -157,7 +166,7 @@ class Cleanup(Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"agentId": "11df8931-4d7c-464d-b05b-275496c2b989"}]})
 
     agent_id: Id | None = Field(None, description="All of that agent's sessions, live or not.")
-    max_age_minutes: Annotated[int, Field(ge=0)] | None = Field(
+    max_age_minutes: Minutes | None = Field(
         None, description="Those whose last heartbeat is at least that old, live or not."
     )
     runtime_instance_id: Id | None = Field(None, description="Only the sessions of that one runtime process.")

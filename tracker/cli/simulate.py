@@ -14,6 +14,7 @@ import httpx
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -107,8 +108,9 @@ async def _simulate(plan: Plan, url: str, key: str | None) -> Report:
         await simulation.check()
         console = Console(stderr=True, highlight=False)
         console.print(
-            f"{plan.agents:,} agents, {plan.runs_per_agent} runs each, {plan.seconds:g} s against {url} "
-            f"[dim](seed {plan.seed})[/]"
+            f"{plan.agents:,} agents, {plan.runs_per_agent} runs each, {plan.seconds:g} s against {escape(url)} "
+            f"[dim](seed {plan.seed})[/]",
+            soft_wrap=True,
         )
         show = _bars if console.is_terminal else _lines
         showing = asyncio.create_task(show(simulation, console))
@@ -227,7 +229,8 @@ def _verdict(report: Report) -> list[Text]:
         told.add(problem["example"])
         lines.append(Text(f"{problem['count']:,} x {problem['problem']}{example}", style="red"))
     if report["ok"]:
-        return [*lines, Text("Everything is as it should be.", style="bold green")]
+        verdict = "So far everything is as it should be." if report["stopped"] else "Everything is as it should be."
+        return [*lines, Text(verdict, style="bold green")]
     return [*lines, Text(f"Something is wrong. The same runs again: --seed {report['seed']}", style="bold red")]
 
 

@@ -7,18 +7,26 @@ reading can go on behind any event without loss or repeat.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any, cast
 
 from tracker.errors import Invalid, PositionLost
-from tracker.models import EVENTS_DEFAULT_LIMIT, Event, EventPage, ListEvents
+from tracker.models import EVENTS_DEFAULT_LIMIT, EndReason, Event, EventPage, EventType, ListEvents
 from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import decode, timestamp
 
 __all__ = ["Feed"]
 
 BEGINNING = "0-0"
+SCAN = 1000
+"""Entries read at once when a filter may pass over many."""
 _POSITION = re.compile(r"([0-9]{1,20}-[0-9]{1,20})(\.[0-9]{1,20}-[0-9]{1,20})*")
 _GREATEST = 2**64
+
+
+_Entry = tuple[tuple[int, int], int, str, Mapping[bytes, bytes]]
+"""An entry of one stream: (ms and sequence, shard, stream id, fields)."""
 
 
 class Feed:
@@ -35,13 +43,13 @@ class Feed:
         limit = query.limit or EVENTS_DEFAULT_LIMIT
         positions = self._parse(query.after)
         events: list[Event] = []
+        reach = SCAN if query.agent_id or query.type else limit
         while True:
-            entries = await self._read(positions, limit)
-            for _, shard, entry_id, flat in entries:
+            entries = await self._read(positions, reach)
+            for _, shard, entry_id, fields in entries:
                 positions[shard] = entry_id
-                event = _event(".".join(positions), flat)
-                if _fits(event, query):
-                    events.append(event)
+                if _fits(fields, query):
+                    events.append(_event(".".join(positions), fields))
                     if len(events) == limit:
                         break
             if len(events) == limit or not entries:
@@ -57,12 +65,12 @@ class Feed:
             raise Invalid([{"field": "after", "message": "Not an event id of this tracker"}])
         return positions
 
-    async def _read(self, positions: list[str], limit: int) -> list[tuple[tuple[int, int], int, str, list[bytes]]]:
-        """The next entries of all shards as (order, shard, stream id, flat fields), in order, ``limit`` at most."""
+    async def _read(self, positions: list[str], limit: int) -> list[_Entry]:
+        """The next entries of all shards in order, ``limit`` at most."""
         batches = await together(self._read_shard(shard, position, limit) for shard, position in enumerate(positions))
-        return sorted(entry for batch in batches for entry in batch)[:limit]
+        return sorted((entry for batch in batches for entry in batch), key=itemgetter(0, 1))[:limit]
 
-    async def _read_shard(self, shard: int, position: str, limit: int) -> list[Any]:
+    async def _read_shard(self, shard: int, position: str, limit: int) -> list[_Entry]:
         """Reads from the position itself, for only an entry that is still there tells that none behind it is lost."""
         key = self._scripts.shards[shard].events
         held = position != BEGINNING
@@ -87,20 +95,17 @@ def _order(entry_id: Any) -> tuple[int, int]:
     return int(ms), int(sequence)
 
 
-def _fits(event: Event, query: ListEvents) -> bool:
-    return (not query.agent_id or event["session"]["agentId"] == query.agent_id) and (
-        not query.type or event["type"] == query.type
+def _fits(fields: Mapping[bytes, bytes], query: ListEvents) -> bool:
+    return (not query.agent_id or fields.get(b"agent", b"").decode() == query.agent_id) and (
+        not query.type or fields[b"type"].decode() == query.type
     )
 
 
-def _event(event_id: str, flat: Any) -> Event:
-    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-    session_id = fields[b"id"]
-    reason = fields[b"reason"].decode() or None
+def _event(event_id: str, fields: Mapping[bytes, bytes]) -> Event:
     return {
         "id": event_id,
-        "type": fields[b"type"].decode(),
+        "type": cast("EventType", fields[b"type"].decode()),
         "at": timestamp(int(fields[b"at"])),
-        "reason": reason,
-        "session": decode(session_id, [part for pair in fields.items() for part in pair]),
+        "reason": cast("EndReason | None", fields[b"reason"].decode() or None),
+        "session": decode(fields[b"id"], [part for pair in fields.items() for part in pair]),
     }

@@ -67,6 +67,7 @@ class Audit:
         self.problems: dict[str, tuple[int, str]] = {}
         self.late = 0
         self.held = False
+        self._held_at = -math.inf
 
     # --- what the fleet tells, call by call ---------------------------------------------------------------------------
 
@@ -192,8 +193,10 @@ class Audit:
             for session in self.pending.values()
             if not session.told and "expired" in session.reasons and self._due(session, now)
         ]
-        self.held = bool(overdue) and await self._calls.held()
-        recovering = now - self._calls.failed_at < patience
+        self.held = (self.held or bool(overdue)) and await self._calls.held()
+        if self.held:
+            self._held_at = now
+        recovering = now - max(self._held_at, self._calls.failed_at) < patience
         for session in overdue:
             if (self.held or (recovering and self._heard(session))) and now < session.gone + HOLD_SECONDS_MAX:
                 session.due = now + patience
