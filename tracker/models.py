@@ -34,7 +34,10 @@ SESSION_ID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=ID_LENGTH)]
 IdempotencyKey = Annotated[
-    str, StringConstraints(min_length=1, max_length=IDEMPOTENCY_KEY_LENGTH, pattern="^[!-~]([ -~]*[!-~])?$")
+    str,
+    StringConstraints(
+        min_length=1, max_length=IDEMPOTENCY_KEY_LENGTH, pattern=r"^[!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?$"
+    ),
 ]
 Progress = Annotated[str, StringConstraints(max_length=PROGRESS_LENGTH)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=METADATA_KEY_LENGTH)]

@@ -183,14 +183,14 @@ def _parameters(parameters: list[dict[str, Any]]) -> str:
 
 
 def _body(document: Mapping[str, Any], body: Mapping[str, Any] | None) -> str:
-    """Without a word on null for each field: it means absent, as the introduction says."""
+    """No field has a word on null: it means absent, as the introduction says."""
     if body is None:
         return ""
     title = "Body" if body["required"] else "Body <em>optional</em>"
     schema = _resolved(document, body["content"]["application/json"]["schema"])
     required = schema.get("required", [])
-    return f"<h4>{title}</h4>{_prose(schema['description'])}" + _rows(
-        _field(name, {**field, "type": _types(field)[0]}, "required" if name in required else "")
+    return f"<h4>{title}</h4>{_prose(schema.get('description', ''))}" + _rows(
+        _field(name, {**field, "type": _types(field)[:1]}, "required" if name in required else "")
         for name, field in schema["properties"].items()
     )
 
@@ -227,7 +227,7 @@ def _objects(document: Mapping[str, Any]) -> str:
     schemas = document["components"]["schemas"]
     shown = "".join(
         f'<article id="object-{name}"><div class="text"><h3><a href="#object-{name}">{name}</a></h3>'
-        f"{_prose(schemas[name]['description'])}{_rows(_fields(schemas[name]))}</div></article>"
+        f"{_prose(schemas[name].get('description', ''))}{_rows(_fields(schemas[name]))}</div></article>"
         for name in _nested(document)
     )
     return f'<section class="group"><h2 id="objects">Objects</h2>{shown}</section>'
@@ -294,7 +294,7 @@ def _field(name: str, field: Mapping[str, Any], mark: str) -> str:
 
 
 def _types(schema: Mapping[str, Any]) -> list[str]:
-    types = schema["type"]
+    types = schema.get("type", "anything")
     return types if isinstance(types, list) else [types]
 
 
@@ -303,6 +303,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f'<a href="#object-{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
     types = _types(schema)
     kind = {"date-time": "time", "uuid": "UUID"}.get(schema.get("format", ""), types[0])
     if "const" in schema or "enum" in schema:
@@ -313,7 +315,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
         kind = f"list of {items}{'s' if items.isalpha() else ''}"
     elif isinstance(schema.get("additionalProperties"), dict):
         kind = f"object of {_kind(schema['additionalProperties'])}s"
-    return f"{kind} or null" if "null" in types else kind
+    return f"{kind} or null" if "null" in types[1:] else kind
 
 
 def _limits(schema: Mapping[str, Any]) -> Iterable[str]:

@@ -204,6 +204,8 @@ class _Schemas(GenerateJsonSchema):
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         made = self.generate_inner(schema["schema"])
+        if "type" not in made:
+            return {"anyOf": [made, {"type": "null"}]}
         made["type"] = [made["type"], "null"]
         if "enum" in made:
             made["enum"] = [*made["enum"], None]

@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from tracker.errors import Invalid
-from tracker.models import IDEMPOTENCY_KEY_LENGTH, FieldError
+from tracker.models import FieldError, Idempotency
 from tracker.settings import Settings
 from tracker.store.store import Store
 
@@ -23,6 +23,7 @@ SHOWN_LOCATION = 128
 DRAINED_BYTES = 1024 * 1024
 """How much more of a body that is too large is read away, so that the client gets to see the answer."""
 QUERY_FIELDS = 100
+IDEMPOTENCY_KEY = "Idempotency-Key"
 NOTHING = b"{}"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -70,15 +71,16 @@ def read_query(request: Request, model: type[Model]) -> Model:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The Idempotency-Key header, if there is one. Raises Invalid for an empty, overlong or repeated one."""
-    values = request.headers.getlist("idempotency-key")
+    """The Idempotency-Key header, if there is one. Raises Invalid for a repeated one, or what is no printable text."""
+    values = request.headers.getlist(IDEMPOTENCY_KEY)
     if not values:
         return None
-    if len(values) > 1 or not 1 <= len(values[0]) <= IDEMPOTENCY_KEY_LENGTH:
-        raise Invalid(
-            [{"field": "Idempotency-Key", "message": f"One header of 1 to {IDEMPOTENCY_KEY_LENGTH} characters"}]
-        )
-    return values[0]
+    if len(values) > 1:
+        raise Invalid([{"field": IDEMPOTENCY_KEY, "message": "One header at most"}])
+    try:
+        return Idempotency.model_validate({IDEMPOTENCY_KEY: values[0]}).idempotency_key
+    except ValidationError as error:
+        raise _invalid(error) from None
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError
 
 from tracker.errors import StoreError
 from tracker.store.scripts import Scripts
@@ -77,7 +77,7 @@ async def _info(scripts: Scripts) -> dict[str, Any]:
     try:
         info = await scripts.command("INFO")
     except StoreError as error:
-        if isinstance(error.__cause__, RedisError) and "NOPERM" in str(error):
+        if isinstance(error.__cause__, NoPermissionError):
             return {}
         raise
     return info if isinstance(info, dict) else {}

@@ -57,8 +57,9 @@ class SessionStore:
         """Registers a run. Raises Conflict, or IdempotencyMismatch when the key came with another body before."""
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:32] if idempotency_key else ""
         shard = self._home(request, idempotency_key)
-        if idempotency_key and self._shards > 1:
-            await self._claim(idempotency_key, digest, shard)
+        claimed = idempotency_key is not None and shard != shard_of_text(idempotency_key, self._shards)
+        if claimed:
+            await self._claim(idempotency_key or "", digest, IDEMPOTENCY_SECONDS * 1000)
         operation = (
             make_tail(shard),
             request.on_conflict or "supersede",
@@ -76,6 +77,8 @@ class SessionStore:
             case b"created" | b"reused" | b"repeated" as outcome:
                 return Created(decode(reply[1], reply[2:]), outcome.decode())
             case b"conflict":
+                if claimed:
+                    await self._claim(idempotency_key or "", digest, 0)
                 session = decode(reply[1], reply[2:])
                 raise Conflict(f"Task already has a live session, of agent {session['agentId']}", session)
             case b"mismatch":
@@ -133,13 +136,13 @@ class SessionStore:
             return shard_of_id(target.value, self._shards)
         return shard_of_text(target.value, self._shards)
 
-    async def _claim(self, key: str, digest: str, home: int) -> None:
-        """Sees to it that a key means one body even where two bodies' tasks lie in different shards."""
-        shard = shard_of_text(key, self._shards)
-        if shard == home:
-            return
-        arguments = (key, digest, IDEMPOTENCY_SECONDS * 1000)
-        reply = await self._scripts.run("claim", self._scripts.shards[shard], *arguments)
+    async def _claim(self, key: str, digest: str, life_ms: int) -> None:
+        """Sees to it that a key means one body even where two bodies' tasks lie in different shards.
+
+        With no life it is given back: a conflict is not remembered.
+        """
+        shard = self._scripts.shards[shard_of_text(key, self._shards)]
+        reply = await self._scripts.run("claim", shard, key, digest, life_ms)
         if reply[0] == b"mismatch":
             raise IdempotencyMismatch("This Idempotency-Key was used with another body")
 

@@ -27,7 +27,12 @@ local function weigh(id)
   local due = tonumber(session.due)
   local expired = due <= cutoff
   local fits = expired or ARGV[11] == 'any'
-  if ARGV[9] ~= '' then fits = fits and due - tonumber(session.ttl) <= cutoff - tonumber(ARGV[9]) end
+  if ARGV[9] ~= '' then
+    -- While a hold lasts, an outage ages nobody who has not heartbeated since.
+    local beat = due - tonumber(session.ttl)
+    local age = beat > cutoff and now - beat or cutoff - beat
+    fits = fits and age >= tonumber(ARGV[9])
+  end
   if ARGV[10] ~= '' then fits = fits and session.runtime == ARGV[10] end
   if not fits then return end
   finish(id, flat, expired and 'expired' or 'cleaned')

@@ -1,0 +1,127 @@
+"""Do hashes, indices, counters and feed agree? Read from the raw keys, behind the store's back."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from tests.raw import RawKey, read_raw
+from tracker.models import END_REASONS
+from tracker.store.ids import shard_of_id, shard_of_text
+from tracker.store.store import Store
+
+__all__ = ["audit"]
+
+KINDS = {
+    "sessions": "zset",
+    "deadlines": "zset",
+    "agents": "zset",
+    "triggers": "zset",
+    "counters": "hash",
+    "events": "stream",
+    "clock": "hash",
+    "schema": "hash",
+}
+PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash"}
+SLACK_MS = 1000
+"""Redis reads its clock anew for each key's TTL."""
+ALWAYS = {b"agent", b"trigger", b"started", b"due", b"ttl"}
+
+
+async def audit(store: Store) -> int:
+    """Asserts that all keys agree; how many sessions there are, expired and not yet swept ones included.
+
+    For stores whose feed was never trimmed, and whose sessions did not outlive their grace.
+    """
+    total = 0
+    for number, keys in enumerate(await read_raw(store)):
+        for name, key in keys.items():
+            kind, colon, _ = name.partition(":")
+            assert key.kind == (PREFIXES if colon else KINDS)[kind], f"{name} is a {key.kind}"
+        total += _audit_shard(keys, number, len(store.scripts.shards))
+    return total
+
+
+def _audit_shard(keys: dict[str, RawKey], number: int, shards: int) -> int:
+    hashes = _named(keys, "session:")
+    sessions: dict[bytes, dict[bytes, bytes]] = {name.encode(): key.content for name, key in hashes.items()}
+    for session_id, fields in sessions.items():
+        assert fields.keys() >= ALWAYS, f"session {session_id!r} is not whole: {fields}"
+        assert shard_of_id(session_id.decode(), shards) == number, f"session {session_id!r} is in another's shard"
+
+    starts = {session_id: int(fields[b"started"]) for session_id, fields in sessions.items()}
+    assert _content(keys, "sessions") == starts
+    assert _content(keys, "deadlines") == {session_id: int(fields[b"due"]) for session_id, fields in sessions.items()}
+    assert _content(keys, "agents") == Counter(fields[b"agent"] for fields in sessions.values())
+    assert _content(keys, "triggers") == Counter(fields[b"trigger"] for fields in sessions.values())
+
+    by_agent: defaultdict[str, dict[bytes, int]] = defaultdict(dict)
+    for session_id, fields in sessions.items():
+        by_agent[fields[b"agent"].decode()][session_id] = starts[session_id]
+    assert {agent: key.content for agent, key in _named(keys, "agent:").items()} == by_agent
+
+    tasks = {fields[b"task"].decode(): session_id for session_id, fields in sessions.items() if b"task" in fields}
+    assert {task: key.content for task, key in _named(keys, "task:").items()} == tasks
+    assert len(tasks) == sum(b"task" in fields for fields in sessions.values()), "a task has two sessions"
+    assert all(shard_of_text(task, shards) == number for task in tasks)
+
+    _audit_feed(keys, set(sessions))
+    _audit_lives(keys, hashes)
+    return len(sessions)
+
+
+def _audit_feed(keys: dict[str, RawKey], alive: set[bytes]) -> None:
+    """One created event per session, first; one ended event for each that is gone, last; the counters say the same."""
+    histories: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    reasons: Counter[bytes] = Counter()
+    for _, event in keys["events"].content if "events" in keys else ():
+        histories[event[b"id"]].append(event[b"type"])
+        assert event.keys() >= ALWAYS | {b"at"}, f"the event does not tell the whole session: {event}"
+        assert (event[b"reason"] != b"") == (event[b"type"] == b"session.ended")
+        if event[b"reason"]:
+            reasons[event[b"reason"]] += 1
+    for session_id, (first, *others) in histories.items():
+        assert first == b"session.created"
+        if session_id not in alive:
+            assert others, f"no ended event for {session_id!r}"
+            assert others.pop() == b"session.ended"
+        assert set(others) <= {b"session.updated"}, f"{session_id!r}: {first!r}, {others}"
+    assert histories.keys() >= alive
+
+    counters = {name: int(count) for name, count in _content(keys, "counters").items()}
+    assert counters.pop(b"created", 0) == len(histories)
+    assert counters == {b"ended:" + reason: count for reason, count in reasons.items()}
+    assert reasons.keys() <= {reason.encode() for reason in END_REASONS}
+
+
+def _audit_lives(keys: dict[str, RawKey], hashes: dict[str, RawKey]) -> None:
+    """Nothing leaks: each session's hash has a TTL, and whatever points to it lasts as long, but not for ever."""
+    agents: defaultdict[str, list[int]] = defaultdict(list)
+    for session_id, key in hashes.items():
+        due, ttl = int(key.content[b"due"]), int(key.content[b"ttl"])
+        assert key.ttl > 0, f"the hash of {session_id} would stay for ever"
+        if task := key.content.get(b"task"):
+            assert abs(keys["task:" + task.decode()].ttl - key.ttl) <= SLACK_MS
+        agents[key.content[b"agent"].decode()].append(key.ttl)
+        assert due > ttl
+    for agent, lives in agents.items():
+        assert keys["agent:" + agent].ttl >= max(lives) - SLACK_MS, (
+            f"the index of agent {agent} goes before its sessions"
+        )
+    for name in ("sessions", "deadlines", "agents", "triggers"):
+        if hashes:
+            assert keys[name].ttl >= max(key.ttl for key in hashes.values()) - SLACK_MS, (
+                f"{name} goes before its sessions"
+            )
+    for name, key in keys.items():
+        if name.startswith("idem:"):
+            assert 0 < key.ttl <= 86_400_000
+
+
+def _named(keys: dict[str, RawKey], prefix: str) -> dict[str, RawKey]:
+    return {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
+
+
+def _content(keys: dict[str, RawKey], name: str) -> dict[bytes, Any]:
+    content: dict[bytes, Any] = keys[name].content if name in keys else {}
+    return content

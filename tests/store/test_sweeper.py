@@ -1,0 +1,625 @@
+"""Ending what died: the sweep, the cleanup that callers ask for, and what an outage changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.audit import audit
+from tests.clockwork import advance, outage
+from tests.conftest import OpenPod
+from tests.patience import until
+from tests.raw import read_now, read_raw
+from tests.store.wire import a_cleanup, a_list, a_run, some_events
+from tracker.errors import StoreUnavailable
+from tracker.models import Event, Session, Target
+from tracker.store.scripts import together
+from tracker.store.store import Store
+from tracker.store.sweeper import BATCH
+
+SHARDS = pytest.mark.parametrize("shards", [1, 4])
+TASK = Target.task("t1")
+
+
+@pytest.fixture
+async def agreed(store: Store) -> AsyncIterator[None]:
+    """After the test all keys must agree."""
+    yield
+    await audit(store)
+
+
+async def make(store: Store, *tasks: str, **fields: Any) -> dict[str, Session]:
+    """Sessions by their task."""
+    created = await asyncio.gather(*(store.sessions.create(a_run(task, **fields)) for task in tasks))
+    return dict(zip(tasks, (one.session for one in created), strict=True))
+
+
+async def alive(store: Store) -> set[str | None]:
+    """The tasks that have a live session."""
+    return {session["taskId"] async for chunk in store.listing.chunks(a_list()) for session in chunk}
+
+
+async def ended(store: Store) -> list[Event]:
+    events: list[Event] = []
+    after = None
+    while True:
+        page = await store.feed.page(some_events(type="session.ended", limit=1000, after=after))
+        if not page["events"]:
+            return events
+        events += page["events"]
+        after = page["next"]
+
+
+async def reasons(store: Store) -> dict[str | None, str | None]:
+    """Why each task's session ended."""
+    return {event["session"]["taskId"]: event["reason"] for event in await ended(store)}
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_a_sweep_ends_who_has_expired_once_and_tells_them_whole(store: Store) -> None:
+    made = await make(store, *(f"dead{number}" for number in range(10)), metadata={"k": "v"}, taskDescription="all")
+    await advance(store, 1801)
+    await make(store, "live")
+    assert await store.sweeper.sweep() == 10
+    assert await store.sweeper.sweep() == 0
+    events = await ended(store)
+    assert sorted(event["session"]["id"] for event in events) == sorted(session["id"] for session in made.values())
+    for event in events:
+        session = made[str(event["session"]["taskId"])]
+        assert event["reason"] == "expired"
+        same = session.keys() - {"startedAt", "lastHeartbeatAt", "expiresAt"}
+        assert {field: event["session"][field] for field in same} == {field: session[field] for field in same}  # type: ignore[literal-required]
+    assert await alive(store) == {"live"}
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_an_empty_store_is_swept_too(store: Store) -> None:
+    assert await store.sweeper.sweep() == 0
+    (raw,) = await read_raw(store)
+    assert abs(int(raw["clock"].content[b"pulse"]) - await read_now(store)) < 5000
+    assert raw["clock"].content[b"patience"] == b"15000"
+
+
+@pytest.mark.usefixtures("agreed")
+@pytest.mark.parametrize("count", [BATCH - 1, BATCH, BATCH + 1, 3 * BATCH])
+async def test_more_than_a_batch_is_swept_in_several(store: Store, count: int) -> None:
+    await make(store, *(f"t{number}" for number in range(count)))
+    await advance(store, 1801)
+    assert await store.sweeper.sweep() == count
+    assert len(await ended(store)) == count
+
+
+async def test_the_last_sweep_leaves_no_index_behind(store: Store) -> None:
+    await make(store, "t1", "t2")
+    await advance(store, 1801)
+    await store.sweeper.sweep()
+    (raw,) = await read_raw(store)
+    assert raw.keys() == {"schema", "clock", "counters", "events"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_four_sweepers_at_once_end_each_session_once(store: Store, open_pod: OpenPod) -> None:
+    """I6. As four pods do; the same with four processes is shown on the real Redis."""
+    await make(store, *(f"t{number}" for number in range(600)))
+    await advance(store, 1801)
+    async with open_pod() as second, open_pod() as third, open_pod() as fourth:
+        counts = await asyncio.gather(
+            *(pod.sweeper.cleanup(a_cleanup()) for pod in (store, second, third, fourth)),
+        )
+    assert sum(counts) == 600
+    ids = [event["session"]["id"] for event in await ended(store)]
+    assert len(ids) == len(set(ids)) == 600
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_cleanups_of_all_kinds_at_once_add_up(store: Store, open_pod: OpenPod) -> None:
+    await make(store, *(f"dead{number}" for number in range(300)), runtimeInstanceId="r")
+    await advance(store, 1801)
+    await make(store, *(f"live{number}" for number in range(300)), runtimeInstanceId="r")
+    requests = [
+        a_cleanup(),
+        a_cleanup(agentId="a1"),
+        a_cleanup(agentId="a1", runtimeInstanceId="r"),
+        a_cleanup(maxAgeMinutes=0),
+        a_cleanup(agentId="a1", maxAgeMinutes=0),
+        a_cleanup(runtimeInstanceId="r"),
+    ]
+    async with open_pod() as pod:
+        counts = await asyncio.gather(
+            *((store, pod)[number % 2].sweeper.cleanup(request) for number, request in enumerate(requests))
+        )
+    assert sum(counts) == 600
+    assert len(await ended(store)) == 600
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_a_sweep_that_races_heartbeats_never_ends_who_was_renewed(store: Store, open_pod: OpenPod) -> None:
+    """I5. At the deadline itself, some heartbeats come in time and some too late: each learns which."""
+    renewed = lost = 0
+    async with open_pod() as pod:
+        for round_ in range(12):
+            tasks = [Target.task(f"{round_}-{number}") for number in range(20)]
+            ttls = [1 + number / 1000 for number in range(20)]
+            for task, ttl in zip(tasks, ttls, strict=True):
+                await store.sessions.create(a_run(task.value, ttlSeconds=ttl))
+            await advance(store, 0.985 - round_ / 1000)
+
+            async def beat(task: Target) -> bool:
+                outcome = None
+                for _ in range(4):
+                    outcome = await store.sessions.heartbeat(task)
+                return outcome is not None
+
+            beats, *_ = await together([together(beat(task) for task in tasks), pod.sweeper.sweep(), sweep_often(pod)])
+            assert isinstance(beats, list)
+            living = await alive(store)
+            for task, was_renewed in zip(tasks, beats, strict=True):
+                assert (task.value in living) == was_renewed
+            renewed += sum(beats)
+            lost += len(beats) - sum(beats)
+            await store.sweeper.cleanup(a_cleanup(agentId="a1"))
+    assert renewed > 0
+
+
+async def sweep_often(pod: Store) -> int:
+    return sum([await pod.sweeper.sweep() for _ in range(5)])
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_an_index_that_says_a_live_session_is_due_is_put_right_and_kills_nobody(store: Store) -> None:
+    """I5. As a crash between two versions of a hash and its index might leave it."""
+    session = (await make(store, "t1"))["t1"]
+    shard = store.scripts.shards[0]
+    await store.scripts.command("ZADD", shard.prefix + "deadlines", 1, session["id"])
+    assert await store.sweeper.sweep() == 0
+    assert await alive(store) == {"t1"}
+
+
+async def test_a_session_that_outlived_its_grace_unswept_still_gets_its_one_end_event(store: Store) -> None:
+    """Redis has let the snapshot go; id and start are left."""
+    session = (await make(store, "t1", ttlSeconds=60))["t1"]
+    await make(store, "t2", ttlSeconds=86_400)
+    await advance(store, 60 + 3601)
+    assert await store.sweeper.sweep() == 1
+    assert await store.sweeper.sweep() == 0
+    (event,) = await ended(store)
+    assert (event["reason"], event["session"]["id"], event["session"]["agentId"]) == ("expired", session["id"], "")
+    stats = await store.stats()
+    assert (stats["sessions"], stats["expiredUnswept"], stats["ended"]["expired"]) == (1, 0, 1)
+
+
+async def test_without_any_sweeper_nothing_of_a_session_stays_for_ever(store: Store) -> None:
+    await make(store, "t1", "t2")
+    await store.sessions.create(a_run("t3"), "key")
+    await advance(store, 2 * 86_400)
+    (raw,) = await read_raw(store)
+    assert raw.keys() <= {"schema", "clock", "counters", "events"}
+
+
+# --- cleanup, exactly -------------------------------------------------------------------------------------------------
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_without_conditions_it_ends_who_has_expired(store: Store) -> None:
+    await make(store, "dead", ttlSeconds=60)
+    await make(store, "live", ttlSeconds=120)
+    await advance(store, 90)
+    assert await store.sweeper.cleanup(a_cleanup()) == 1
+    assert await reasons(store) == {"dead": "expired"}
+    assert await alive(store) == {"live"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_with_an_agent_it_ends_all_of_that_agents_live_or_not(store: Store) -> None:
+    await make(store, "dead", agent="a1", ttlSeconds=60)
+    await make(store, "other dead", agent="a2", ttlSeconds=60)
+    await make(store, *(f"live{number}" for number in range(10)), agent="a1")
+    await make(store, "other live", agent="a2")
+    await advance(store, 90)
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1")) == 11
+    assert await reasons(store) == {"dead": "expired"} | {f"live{number}": "cleaned" for number in range(10)}
+    assert await alive(store) == {"other live"}
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1")) == 0
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_more_sessions_of_an_agent_than_a_batch_are_all_ended(store: Store) -> None:
+    await make(store, *(f"t{number}" for number in range(5 * BATCH // 2)))
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1")) == 5 * BATCH // 2
+    assert await alive(store) == set()
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_with_an_age_it_ends_who_was_silent_for_longer_and_who_has_expired(store: Store) -> None:
+    await make(store, "silent", "beating")
+    await make(store, "expired", ttlSeconds=60)
+    await advance(store, 301)
+    await store.sessions.heartbeat(Target.task("beating"))
+    await make(store, "new")
+    await make(store, "just expired", ttlSeconds=1)
+    await advance(store, 2)
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=5)) == 3
+    assert await reasons(store) == {"silent": "cleaned", "expired": "expired", "just expired": "expired"}
+    assert await alive(store) == {"beating", "new"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_an_age_of_zero_ends_everybody(store: Store) -> None:
+    await make(store, "t1", "t2")
+    await make(store, "t3", agent="a2")
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=0)) == 3
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_no_age_is_too_large(store: Store) -> None:
+    await make(store, "t1")
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=10**30)) == 0
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=10**30, agentId="a1")) == 0
+    assert await alive(store) == {"t1"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_with_agent_and_age_it_ends_that_agents_who_were_silent_for_longer(store: Store) -> None:
+    await make(store, "silent", "beating", agent="a1")
+    await make(store, "other", agent="a2")
+    await advance(store, 301)
+    await store.sessions.heartbeat(Target.task("beating"))
+    await make(store, "expired", agent="a1", ttlSeconds=1)
+    await advance(store, 2)
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1", maxAgeMinutes=5)) == 1
+    assert await reasons(store) == {"silent": "cleaned"}
+    assert await alive(store) == {"beating", "other"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_with_agent_and_runtime_it_ends_the_sessions_of_that_process_only(store: Store) -> None:
+    await make(store, "mine", agent="a1", runtimeInstanceId="r1")
+    await make(store, "sibling's", agent="a1", runtimeInstanceId="r2")
+    await make(store, "unknown", agent="a1")
+    await make(store, "other's", agent="a2", runtimeInstanceId="r1")
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1", runtimeInstanceId="r1")) == 1
+    assert await reasons(store) == {"mine": "cleaned"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_with_a_runtime_alone_it_ends_that_processs_sessions_of_every_agent(store: Store) -> None:
+    await make(store, "one", agent="a1", runtimeInstanceId="r1")
+    await make(store, "two", agent="a2", runtimeInstanceId="r1")
+    await make(store, "three", agent="a1", runtimeInstanceId="r2")
+    assert await store.sweeper.cleanup(a_cleanup(runtimeInstanceId="r1")) == 2
+    assert await alive(store) == {"three"}
+
+
+@SHARDS
+@pytest.mark.settings(agent_cleanup="expired")
+@pytest.mark.usefixtures("agreed")
+async def test_where_siblings_share_an_agent_a_booting_one_ends_only_the_expired(store: Store) -> None:
+    await make(store, "dead", agent="a1", ttlSeconds=60)
+    await make(store, "live", agent="a1", runtimeInstanceId="r1")
+    await make(store, "other's dead", agent="a2", ttlSeconds=60)
+    await advance(store, 90)
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1")) == 1
+    assert await reasons(store) == {"dead": "expired"}
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1", runtimeInstanceId="r1")) == 1
+    assert await reasons(store) == {"dead": "expired", "live": "cleaned"}
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_an_unknown_agent_has_nothing_to_clean(store: Store) -> None:
+    await make(store, "t1")
+    assert await store.sweeper.cleanup(a_cleanup(agentId="nobody")) == 0
+    assert await store.sweeper.cleanup(a_cleanup(runtimeInstanceId="nobody")) == 0
+
+
+def between_batches(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
+    """Has something done whenever a batch of a cleanup is through and the next not yet on its way."""
+    run = store.scripts.run
+
+    async def run_and_act(name: str, *arguments: Any) -> Any:
+        reply = await run(name, *arguments)
+        if name == "cleanup":
+            await act()
+        return reply
+
+    monkeypatch.setattr(store.scripts, "run", run_and_act)
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_a_cleanup_spares_what_is_created_while_it_runs(
+    store: Store, open_pod: OpenPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a busy agent's cleanup might never come to an end."""
+    await make(store, *(f"old{number}" for number in range(800)))
+    created: set[str | None] = set()
+
+    async def create() -> None:
+        await asyncio.sleep(0.002)  # another millisecond
+        tasks = [f"new{len(created) + number}" for number in range(20)]
+        created.update(await make(store, *tasks))
+
+    between_batches(store, monkeypatch, create)
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a1")) == 800
+    assert await alive(store) == created != set()
+
+
+@SHARDS
+@pytest.mark.parametrize("filters", [{"runtimeInstanceId": "r"}, {"runtimeInstanceId": "r", "agentId": "a1"}])
+@pytest.mark.usefixtures("agreed")
+async def test_a_cleanups_place_stays_right_when_sessions_come_and_go(
+    store: Store, monkeypatch: pytest.MonkeyPatch, filters: dict[str, str]
+) -> None:
+    """Nobody who fits and was there from the beginning is passed over, though half a batch before the place is gone."""
+    for number in range(0, 600, 50):
+        tasks = [f"{kind}{number + n}" for n in range(50) for kind in ("fits", "other")]
+        for task in tasks:
+            await store.sessions.create(a_run(task, runtimeInstanceId="r" if task.startswith("fits") else "s"))
+    others = iter(range(600))
+
+    async def disturb() -> None:
+        for _ in range(40):
+            if (number := next(others, None)) is not None:
+                await store.sessions.delete(Target.task(f"other{number}"))
+
+    between_batches(store, monkeypatch, disturb)
+    assert await store.sweeper.cleanup(a_cleanup(**filters)) == 600
+    assert not [task for task in await alive(store) if str(task).startswith("fits")]
+
+
+# --- outages ----------------------------------------------------------------------------------------------------------
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_who_was_alive_when_an_outage_began_gets_its_length_again_to_heartbeat(store: Store) -> None:
+    """I9, from the first request after it, before any sweep."""
+    await make(store, "beating", "silent", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await outage(store, 300)
+    assert await alive(store) == {"beating", "silent"}
+    assert await store.sessions.heartbeat(Target.task("beating"))
+    assert await store.sweeper.sweep() == 0
+    assert await alive(store) == {"beating", "silent"}
+
+    await advance(store, 200)
+    assert await store.sessions.heartbeat(Target.task("beating"))
+    assert await store.sweeper.sweep() == 0
+    assert await alive(store) == {"beating", "silent"}
+
+    await advance(store, 110)
+    assert await store.sessions.heartbeat(Target.task("beating")) is None, (
+        "the hold is over, and 110 s are more than 60"
+    )
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_a_hold_ends_by_itself_and_then_the_silent_expire(store: Store) -> None:
+    await make(store, "t1", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await outage(store, 100)
+    await store.sweeper.sweep()
+    await advance(store, 95)
+    assert await alive(store) == {"t1"}
+    await advance(store, 10)
+    assert await alive(store) == set()
+    assert await store.sweeper.sweep() == 1
+    assert await reasons(store) == {"t1": "expired"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_who_had_expired_when_the_outage_began_stays_dead(store: Store) -> None:
+    await make(store, "dead", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await advance(store, 61)
+    await outage(store, 100)
+    assert await alive(store) == set()
+    assert await store.sessions.heartbeat(Target.task("dead")) is None
+    assert await store.sweeper.sweep() == 1
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_a_rolling_restart_holds_nothing(store: Store) -> None:
+    """Pods were away for less than three sweep intervals."""
+    await make(store, "t1", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await advance(store, 55)
+    await outage(store, 14)
+    assert await alive(store) == set()
+    assert await store.sweeper.sweep() == 1
+    assert "heldUntil" not in (await store.inspect()).facts
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_a_store_that_nobody_ever_swept_is_no_outage(store: Store) -> None:
+    await make(store, "t1")
+    await advance(store, 1801)
+    assert await alive(store) == set()
+    assert await store.sweeper.sweep() == 1
+
+
+@pytest.mark.settings(ttl_seconds=60)
+@pytest.mark.usefixtures("agreed")
+async def test_a_hold_lasts_no_longer_than_the_default_ttl(store: Store) -> None:
+    await make(store, "t1")
+    await store.sweeper.sweep()
+    await outage(store, 1000)
+    await store.sweeper.sweep()
+    await advance(store, 55)
+    assert await alive(store) == {"t1"}
+    await advance(store, 10)
+    assert await alive(store) == set()
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_an_outage_within_a_hold_leaves_who_was_alive_at_the_first_what_was_left(store: Store) -> None:
+    await make(store, "t1", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await outage(store, 300)
+    await store.sweeper.sweep()
+    await advance(store, 100)
+    await outage(store, 50)
+    assert await alive(store) == {"t1"}
+    await store.sweeper.sweep()
+    await advance(store, 195)
+    assert await alive(store) == {"t1"}, "200 s of the hold were left"
+    await advance(store, 10)
+    assert await alive(store) == set()
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_everything_else_goes_on_during_a_hold(store: Store) -> None:
+    await make(store, "held", ttlSeconds=60)
+    await store.sweeper.sweep()
+    await outage(store, 300)
+    await store.sweeper.sweep()
+    await make(store, "short", ttlSeconds=1)
+    assert await store.sessions.delete(Target.task("held"))
+    await make(store, "agent's", agent="a2")
+    assert await store.sweeper.cleanup(a_cleanup(agentId="a2")) == 1
+    await advance(store, 10)
+    assert await alive(store) == {"short"}, "nobody expires during a hold"
+    await advance(store, 310)
+    assert await store.sweeper.sweep() == 1
+    assert await reasons(store) == {"held": "deleted", "agent's": "cleaned", "short": "expired"}
+
+
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+async def test_an_age_during_a_hold_counts_from_the_last_heartbeat_after_the_outage(store: Store) -> None:
+    """And leaves out the outage for those who have not had a chance to heartbeat since."""
+    await make(store, "silent for long")
+    await advance(store, 200)
+    await make(store, "silent", "beating")
+    await store.sweeper.sweep()
+    await outage(store, 600)
+    await store.sweeper.sweep()
+    await make(store, "since")
+    await store.sessions.heartbeat(Target.task("beating"))
+    await advance(store, 100)
+    await make(store, "new")
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=3)) == 1
+    assert await reasons(store) == {"silent for long": "cleaned"}
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=1)) == 2
+    assert await alive(store) == {"silent", "new"}
+    assert await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=0)) == 2
+
+
+async def test_an_outage_is_logged_once(store: Store, open_pod: OpenPod, caplog: pytest.LogCaptureFixture) -> None:
+    await store.sweeper.sweep()
+    await outage(store, 300)
+    async with open_pod() as pod:
+        with caplog.at_level(logging.WARNING):
+            await asyncio.gather(store.sweeper.sweep(), pod.sweeper.sweep(), store.sweeper.sweep())
+    (line,) = [record.getMessage() for record in caplog.records if "nobody swept" in record.getMessage()]
+    assert "for 300." in line
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@SHARDS
+@pytest.mark.settings(sweep_interval_seconds=0.1)
+async def test_running_it_sweeps_again_and_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """I11: an end event comes within an interval of the deadline."""
+    with caplog.at_level(logging.INFO):
+        sweeping = asyncio.create_task(store.sweeper.run())
+        for number in range(3):
+            await make(store, f"t{number}")
+            await advance(store, 1801)
+
+            async def told(count: int = number + 1) -> bool:
+                return len(await ended(store)) == count
+
+            await until(told)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+    assert "swept 1 expired sessions" in caplog.messages
+
+
+@pytest.mark.settings(sweep_interval_seconds=60)
+async def test_pods_that_sweep_at_once_leave_it_to_one(store: Store, open_pod: OpenPod) -> None:
+    """A pulse that is younger than half an interval is as good as one's own."""
+    await store.sweeper.sweep()
+    await make(store, "t1")
+    await advance(store, 1801)
+    async with open_pod() as pod:
+        sweeping = asyncio.create_task(pod.sweeper.run())
+        await asyncio.sleep(0.1)
+        sweeping.cancel()
+    assert await ended(store) == []
+    assert await store.sweeper.sweep() == 1
+
+
+@pytest.mark.settings(sweep_interval_seconds=0.1)
+async def test_the_loop_outlasts_an_unreachable_store_and_tells_once_each_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    enroll = store.scripts.enroll
+    tries = 0
+
+    async def unreachable() -> Any:
+        nonlocal tries
+        tries += 1
+        raise StoreUnavailable("the store is away")
+
+    async def tried() -> bool:
+        return tries >= 3
+
+    async def back() -> bool:
+        return "the store is back" in caplog.messages
+
+    with caplog.at_level(logging.INFO):
+        monkeypatch.setattr(store.scripts, "enroll", unreachable)
+        sweeping = asyncio.create_task(store.sweeper.run())
+        await until(tried)
+        monkeypatch.setattr(store.scripts, "enroll", enroll)
+        await until(back)
+        sweeping.cancel()
+    assert caplog.messages.count("sweep: the store is away") == 1
+    assert caplog.messages.count("the store is back") == 1
+
+
+@pytest.mark.settings(sweep_interval_seconds=0.1)
+async def test_the_loop_outlasts_a_session_that_cannot_be_ended_and_goes_on_telling(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make(store, "t1")
+    await advance(store, 1801)
+    await store.scripts.command("DEL", store.scripts.shards[0].prefix + "task:t1")
+    await store.scripts.command("RPUSH", store.scripts.shards[0].prefix + "task:t1", "planted")
+
+    async def told_twice() -> bool:
+        return sum("1 sessions could not be ended" in message for message in caplog.messages) >= 2
+
+    sweeping = asyncio.create_task(store.sweeper.run())
+    await until(told_twice)
+    await store.scripts.command("DEL", store.scripts.shards[0].prefix + "task:t1")
+
+    async def told() -> bool:
+        return len(await ended(store)) == 1
+
+    await until(told)
+    sweeping.cancel()
