@@ -101,7 +101,8 @@ def _audit_lives(keys: dict[str, RawKey], hashes: dict[str, RawKey]) -> None:
         due, ttl = int(key.content[b"due"]), int(key.content[b"ttl"])
         assert key.ttl > 0, f"the hash of {session_id} would stay for ever"
         if task := key.content.get(b"task"):
-            assert abs(keys["task:" + task.decode()].ttl - key.ttl) <= SLACK_MS
+            longer = keys["task:" + task.decode()].ttl - key.ttl
+            assert -SLACK_MS <= longer <= ttl + SLACK_MS, f"the key of task {task!r} lives {longer} ms longer"
         agents[key.content[b"agent"].decode()].append(key.ttl)
         assert due > ttl
     for agent, lives in agents.items():

@@ -297,6 +297,31 @@ async def test_lost_connections_do_not_use_the_pool_up(puppet: Puppet) -> None:
     await pool.aclose()
 
 
+async def test_giving_up_while_it_opens_does_not_use_the_pool_up(puppet: Puppet) -> None:
+    """At whatever moment, after whatever state the last connection was left in, and with others in need of the pool."""
+    pool = pool_for(puppet.url, timeout=0.5)
+    pipe = Pipe(pool)
+
+    async def borrow() -> None:
+        await pool.release(await pool.get_connection())  # type: ignore[no-untyped-call]
+
+    for number in range(300):
+        others = [asyncio.create_task(borrow()) for _ in range(number % 4)]
+        opening = asyncio.create_task(pipe.open())
+        for _ in range(number % 30):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, *others, return_exceptions=True)
+        if number % 3 == 0:
+            pipe.abort("again")
+    await pipe.open()
+    assert await lands(send(pipe, "word")) == [b"word"]
+    assert len(pool._in_use_connections) == 1
+    await pipe.close()
+    assert len(pool._in_use_connections) == 0
+    await pool.aclose()
+
+
 async def test_the_driver_still_has_what_the_pipe_takes_over(redis_server: RedisServer) -> None:
     """`_writer` is private to redis-py: a release that renames it must not come unnoticed."""
     pool = pool_for(redis_server.url)

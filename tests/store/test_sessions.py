@@ -392,12 +392,22 @@ async def test_a_key_is_forgotten_after_a_day(store: Store, sessions: SessionSto
     assert second.session["id"] != first.session["id"]
 
 
-async def test_a_key_that_met_a_conflict_may_be_tried_again(sessions: SessionStore) -> None:
-    await made(sessions, "t1", "a1")
-    with pytest.raises(Conflict):
-        await sessions.create(a_run("t1", "a2"), "key")
-    await sessions.delete(TASK)
-    assert (await sessions.create(a_run("t1", "a2"), "key")).outcome == "created"
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_a_key_that_met_a_conflict_may_be_tried_again_and_for_something_else(sessions: SessionStore) -> None:
+    """No session came of it, in whichever shards key and task are."""
+    for number in range(8):
+        task, key = Target.task(f"t{number}"), f"key {number % 3}-{number}"
+        await made(sessions, task.value, "a1")
+        for _ in range(2):
+            with pytest.raises(Conflict):
+                await sessions.create(a_run(task.value, "a2"), key)
+        if number % 2:
+            await sessions.delete(task)
+            assert (await sessions.create(a_run(task.value, "a2"), key)).outcome == "created"
+        else:
+            assert (await sessions.create(a_run(f"other {number}", "a2"), key)).outcome == "created"
+        with pytest.raises(IdempotencyMismatch):
+            await sessions.create(a_run(f"yet another {number}", "a2"), key)
 
 
 async def test_a_key_that_met_a_live_session_to_reuse_means_that_session(store: Store, sessions: SessionStore) -> None:
@@ -669,6 +679,16 @@ async def test_a_delete_ends_the_session_once_and_tells_it_whole(
     assert (end["type"], end["reason"], end["session"]) == ("session.ended", "deleted", last)
     assert await ends(store) == [(session["id"], "deleted")]
     assert await audit(store) == 0
+
+
+async def test_ending_a_session_does_not_take_the_task_from_another(store: Store, sessions: SessionStore) -> None:
+    """Should the task's key ever point to another session than the one that ends."""
+    first, second = await made(sessions, "t1"), await made(sessions, "t2")
+    key = store.scripts.shards[0].prefix + "task:t1"
+    await store.scripts.command("SET", key, second["id"], "KEEPTTL")
+    assert await sessions.delete(Target.id(first["id"]))
+    assert await store.scripts.command("GET", key) == second["id"].encode()
+    await store.scripts.command("DEL", key)
 
 
 async def test_of_many_deletes_at_once_one_succeeds(store: Store, sessions: SessionStore, open_pod: OpenPod) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from pydantic_core import to_json
@@ -58,7 +59,7 @@ def answer(body: Any, status_code: int = 200, headers: Mapping[str, str] | None 
     return Answer(body, status_code, headers)
 
 
-async def stream_sessions(chunks: AsyncIterator[list[Session]]) -> Answer | StreamingResponse:
+async def stream_sessions(chunks: AsyncGenerator[list[Session], None]) -> Answer | StreamingResponse:
     """All sessions as one JSON object, written chunk by chunk: memory stays flat however many there are.
 
     The first chunk is read before the answer begins, so a store that is away is an honest 503. If it goes away later,
@@ -70,11 +71,12 @@ async def stream_sessions(chunks: AsyncIterator[list[Session]]) -> Answer | Stre
         return answer({"sessions": first})
 
     async def written() -> AsyncIterator[bytes]:
-        yield b'{"sessions":' + to_json(first)[:-1]
-        yield b"," + to_json(second)[1:-1]
-        async for chunk in chunks:
-            yield b"," + to_json(chunk)[1:-1]
-        yield b"]}"
+        async with aclosing(chunks):
+            yield b'{"sessions":' + to_json(first)[:-1]
+            yield b"," + to_json(second)[1:-1]
+            async for chunk in chunks:
+                yield b"," + to_json(chunk)[1:-1]
+            yield b"]}"
 
     return StreamingResponse(written(), media_type=JSON.decode())
 

@@ -6,7 +6,7 @@ All keys of one shard carry its hash tag, ``{ns:shard}``, so that each script to
 key                type        what it holds
 =================  ==========  ======================================================================================
 session:<id>       hash        one session; TTL: the session's plus the grace, renewed with each heartbeat
-task:<taskId>      string      id of the task's session; TTL as its session's
+task:<taskId>      string      id of the task's session; TTL as its session's or up to one of its TTLs more
 sessions           sorted set  ids by start (ms): the order of listings; TTL at least as the longest session's
 deadlines          sorted set  ids by deadline (ms): what to sweep; TTL as above
 agent:<agentId>    sorted set  ids of one agent's sessions by start (ms); TTL as above

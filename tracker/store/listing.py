@@ -5,71 +5,75 @@ A session's place never changes, so one that lives throughout a walk is met exac
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
-from itertools import islice
 
 from tracker.models import ListSessions, Session, Target
+from tracker.store.hashes import Hashes
 from tracker.store.keys import Shard
 from tracker.store.scripts import Scripts, together
 from tracker.store.sessions import SessionStore
-from tracker.store.snapshot import decode
+from tracker.store.snapshot import FIELDS, build
 
 __all__ = ["Listing"]
 
-CHUNK = 200
-"""Sessions looked at per script call: some 2 ms of Redis's time, so that heartbeats get in between."""
+CHUNK = 250
+"""Sessions read at once: some 1 ms of Redis's time and 1 ms of ours, so that heartbeats get in between."""
+STARTED = FIELDS.index("started")
+DUE = FIELDS.index("due")
+WINDOW = 2000
+"""Ids asked for at once: some 0.5 ms of Redis's time."""
 
 Place = tuple[int, str]
 """Where a session stands: (started in ms, id)."""
+Entry = tuple[Place, Session]
 
 
 class Listing:
     """Reads the live sessions that a query asks for. Raises StoreUnavailable as each chunk has its own deadline."""
 
-    def __init__(self, scripts: Scripts, sessions: SessionStore) -> None:
+    def __init__(self, scripts: Scripts, sessions: SessionStore, hashes: Hashes) -> None:
         self._scripts = scripts
         self._sessions = sessions
+        self._hashes = hashes
 
     async def page(self, query: ListSessions, limit: int) -> tuple[list[Session], str | None]:
         """At most ``limit`` sessions, and the cursor of the next page; None at the end."""
-        found: list[tuple[Place, Session]] = []
-        async for chunk in self._walk(query, min(CHUNK, limit + 1)):
-            found += islice(chunk, limit + 1 - len(found))
-            if len(found) > limit:
-                break
+        found: list[Entry] = []
+        async with aclosing(self._walk(query, limit + 1)) as walk:
+            async for chunk in walk:
+                found += chunk
+                if len(found) > limit:
+                    break
         sessions = [session for _, session in found[:limit]]
         if len(found) <= limit:
             return sessions, None
         started, session_id = found[limit - 1][0]
         return sessions, f"{started}_{session_id}"
 
-    async def chunks(self, query: ListSessions) -> AsyncIterator[list[Session]]:
+    async def chunks(self, query: ListSessions) -> AsyncGenerator[list[Session], None]:
         """All sessions, a chunk at a time; no chunk is empty."""
-        async for chunk in self._walk(query, CHUNK):
-            yield [session for _, session in chunk]
+        async with aclosing(self._walk(query, WINDOW)) as walk:
+            async for chunk in walk:
+                yield [session for _, session in chunk]
 
-    async def _walk(self, query: ListSessions, reach: int) -> AsyncIterator[list[tuple[Place, Session]]]:
+    async def _walk(self, query: ListSessions, window: int) -> AsyncGenerator[list[Entry], None]:
         if query.task_id:
             session = await self._sessions.get(Target.task(query.task_id))
             if session is not None and _fits(session, query):
                 yield [(_place(session), session)]
             return
-        filters = {
-            "trigger": query.trigger_type,
-            "runner": query.runner_session_id,
-            "runtime": query.runtime_instance_id,
-        }
         below = _parse(query.cursor) if query.cursor else None
-        matches = tuple(part for field, value in filters.items() if value for part in (field, value))
-        walks = [
-            _ShardWalk(self._scripts, shard, query.agent_id or "", matches, below, reach)
-            for shard in self._scripts.shards
-        ]
-        while walks := [walk for walk in walks if walk.ahead or not walk.done]:
-            await together(walk.fill() for walk in walks)
-            if chunk := _merge(walks):
-                yield chunk
+        walks = [_ShardWalk(self._scripts, self._hashes, shard, query, below, window) for shard in self._scripts.shards]
+        try:
+            while ahead := [walk for walk in walks if walk.ahead or not walk.done]:
+                await together(walk.fill() for walk in ahead)
+                if chunk := _merge(ahead):
+                    yield chunk
+        finally:
+            await together(walk.close() for walk in walks)
 
 
 def _place(session: Session) -> Place:
@@ -95,12 +99,12 @@ def _parse(cursor: str) -> Place:
     return int(started), session_id
 
 
-def _merge(walks: list[_ShardWalk]) -> list[tuple[Place, Session]]:
+def _merge(walks: list[_ShardWalk]) -> list[Entry]:
     """Takes what is certain to come next: until one shard has nothing at hand but may have more."""
     if len(walks) == 1:
         chunk, walks[0].ahead = walks[0].ahead, []
         return chunk
-    merged: list[tuple[Place, Session]] = []
+    merged: list[Entry] = []
     for walk in walks:
         walk.ahead.reverse()
     while all(walk.ahead or walk.done for walk in walks) and any(walk.ahead for walk in walks):
@@ -112,28 +116,71 @@ def _merge(walks: list[_ShardWalk]) -> list[tuple[Place, Session]]:
 
 
 class _ShardWalk:
-    """One shard's part of a walk: ``ahead`` is read and not yet taken, newest first."""
+    """One shard's part of a walk: ``ahead`` is read and not yet taken, newest first.
+
+    A window of ids is asked for at once, their hashes in chunks; Redis works on the next while this one is written.
+    """
 
     def __init__(
-        self, scripts: Scripts, shard: Shard, agent: str, matches: tuple[str, ...], below: Place | None, reach: int
+        self, scripts: Scripts, hashes: Hashes, shard: Shard, query: ListSessions, below: Place | None, window: int
     ) -> None:
-        self.ahead: list[tuple[Place, Session]] = []
+        self.ahead: list[Entry] = []
         self.done = False
         self._scripts = scripts
+        self._hashes = hashes
         self._shard = shard
-        self._agent = agent
-        self._matches = matches
-        self._below: tuple[str | int, str | bytes] = below or ("", "")
-        self._reach = reach
+        self._agent = query.agent_id or ""
+        filters = (
+            ("trigger", query.trigger_type),
+            ("runner", query.runner_session_id),
+            ("runtime", query.runtime_instance_id),
+        )
+        self._matches = tuple(part for field, value in filters if value for part in (field, value))
+        self._place: tuple[str | int, str] = below or ("", "")
+        self._window = window
+        self._ids: list[str] = []
+        self._cutoff = 0
+        self._coming: asyncio.Task[list[Entry]] | None = None
+        self._exhausted = False
 
     async def fill(self) -> None:
         """Reads on until something is ahead, or nothing is left."""
         while not self.ahead and not self.done:
-            (state, started, session_id), *rows = await self._scripts.run(
-                "list", self._shard, self._agent, *self._below, self._reach, *self._matches
-            )
-            self.done = state == b"done"
-            self._below = (int(started or 0), session_id)
-            for row_id, *flat in rows:
-                place = (int(flat[flat.index(b"started") + 1]), row_id.decode())
-                self.ahead.append((place, decode(row_id, flat)))
+            if self._coming is None:
+                await self._look_on()
+            if self._coming is not None:
+                coming, self._coming = self._coming, None
+                if self._ids:
+                    self._request()
+                    await asyncio.sleep(0)  # lets the request out before the last chunk keeps us busy
+                self.ahead = await coming
+            self.done = self._exhausted and self._coming is None
+
+    async def close(self) -> None:
+        """Gives up what is still being read."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait([self._coming])
+
+    async def _look_on(self) -> None:
+        (state, started, session_id, cutoff), ids = await self._scripts.run(
+            "list", self._shard, self._agent, *self._place, self._window, *self._matches
+        )
+        self._exhausted = state == b"done"
+        self._place = (int(started or 0), session_id.decode())
+        self._cutoff = int(cutoff)
+        self._ids = [found.decode() for found in ids]
+        if self._ids:
+            self._request()
+
+    def _request(self) -> None:
+        ids, self._ids = self._ids[:CHUNK], self._ids[CHUNK:]
+        self._coming = asyncio.create_task(self._read(ids, self._cutoff))
+
+    async def _read(self, ids: list[str], cutoff: int) -> list[Entry]:
+        rows = zip(ids, await self._hashes.read(self._shard, ids), strict=True)
+        return [
+            ((int(values[STARTED] or 0), session_id), build(session_id, values))
+            for session_id, values in rows
+            if int(values[DUE] or 0) > cutoff
+        ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import hiredis
@@ -26,10 +26,14 @@ Landing = Callable[[Any], None]
 
 
 class Pipe:
-    """Connects with the first ``open`` and again after each loss; ``call`` only while it is ``ready``."""
+    """Connects with the first ``open`` and again after each loss; ``call`` only while it is ``ready``.
 
-    def __init__(self, pool: BlockingConnectionPool) -> None:
+    Replies come as bytes, or as text if there is an ``encoding``.
+    """
+
+    def __init__(self, pool: BlockingConnectionPool, encoding: str | None = None) -> None:
         self._pool = pool
+        self._encoding = encoding
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._line: _Line | None = None
@@ -48,7 +52,7 @@ class Pipe:
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             # Taking the socket over is not part of redis-py's promise: a test holds it to the pinned release.
             writer = cast("asyncio.StreamWriter", self._connection._writer)
-            self._line = _Line(cast("asyncio.Transport", writer.transport))
+            self._line = _Line(cast("asyncio.Transport", writer.transport), self._encoding)
 
     def call(self, words: tuple[str | bytes | int, ...], landing: Landing) -> None:
         """Sends a command; ``landing`` is called once, with the reply or with why there is none.
@@ -59,6 +63,19 @@ class Pipe:
             landing(StoreUnavailable("the store cannot be reached: no connection"))
         else:
             self._line.call(words, landing)
+
+    def call_many(self, packed: bytes, count: int, landing: Callable[[list[Any]], None]) -> None:
+        """Sends commands that are packed already; ``landing`` is called once, with a list of what ``call`` gives."""
+        replies: list[Any] = []
+
+        def last(reply: Any) -> None:
+            replies.append(reply)
+            landing(replies)
+
+        if self._line is None:
+            landing([StoreUnavailable("the store cannot be reached: no connection")])
+        else:
+            self._line.call_packed(packed, [replies.append] * (count - 1) + [last])
 
     def abort(self, why: str) -> None:
         """Gives the connection up, and with it every call under way."""
@@ -80,20 +97,23 @@ class Pipe:
 class _Line(asyncio.Protocol):
     """One connection's bytes and the calls under way on it: what comes late from an earlier one touches nobody."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, encoding: str | None) -> None:
         self.open = True
         self._transport = transport
         self._before = transport.get_protocol()
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(encoding=encoding) if encoding else hiredis.Reader()
         self._landings: deque[Landing] = deque()
         transport.set_protocol(self)
 
     def call(self, words: tuple[str | bytes | int, ...], landing: Landing) -> None:
+        self.call_packed(hiredis.pack_command(words), (landing,))  # type: ignore[arg-type]
+
+    def call_packed(self, packed: bytes, landings: Sequence[Landing]) -> None:
         if not self.open or self._transport.is_closing():
-            landing(StoreUnavailable("the store cannot be reached: the connection is gone"))
+            for landing in landings:
+                landing(StoreUnavailable("the store cannot be reached: the connection is gone"))
             return
-        packed = hiredis.pack_command(words)  # type: ignore[arg-type]
-        self._landings.append(landing)
+        self._landings.extend(landings)
         self._transport.write(packed)
 
     def abort(self, why: str) -> None:

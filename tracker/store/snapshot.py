@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from tracker.models import CreateSession, Session
 
-__all__ = ["decode", "encode", "seconds", "timestamp"]
+__all__ = ["FIELDS", "build", "decode", "encode", "seconds", "timestamp"]
+
+
+FIELDS = (
+    "agent",
+    "task",
+    "trigger",
+    "inbox",
+    "about",
+    "started",
+    "due",
+    "ttl",
+    "runner",
+    "provider",
+    "runtime",
+    "progress",
+    "stop",
+    "meta",
+)
+"""The fields of a session's hash, in the order of the session on the wire."""
+_FIELD_BYTES = tuple(field.encode() for field in FIELDS)
+_MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
 
 
 @lru_cache(maxsize=8192)
@@ -19,10 +39,16 @@ def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+@lru_cache(maxsize=8192)
+def _life(ttl: str | None) -> tuple[int, float]:
+    """A TTL in milliseconds and in seconds: a fleet knows few different ones."""
+    ms = int(ttl or 0)
+    return ms, seconds(ms)
+
+
 def timestamp(ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 in UTC."""
-    second, rest = divmod(ms, 1000)
-    return f"{_second(second)}.{rest:03d}Z"
+    return _second(ms // 1000) + _MILLISECONDS[ms % 1000]
 
 
 def seconds(ms: int) -> float:
@@ -48,36 +74,36 @@ def encode(request: CreateSession) -> list[str | bytes]:
 
 
 def decode(session_id: bytes, flat: Sequence[bytes]) -> Session:
-    """The session of an id and its hash as field, value, ...; other fields among them are passed over.
+    """The session of an id and its hash as field, value, ...; other fields among them are passed over."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    values = [fields.get(field) for field in _FIELD_BYTES]
+    return build(session_id.decode(), [None if value is None else value.decode() for value in values])
+
+
+def build(session_id: str, values: Sequence[str | None]) -> Session:
+    """The session of an id and its hash's values in the order of FIELDS.
 
     All that is left of a session that outlived its grace unswept is its id and its start; the rest reads as empty.
     """
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-
-    def text(field: bytes) -> str | None:
-        value = fields.get(field)
-        return None if value is None else value.decode()
-
-    started = int(fields[b"started"])
-    ttl = int(fields.get(b"ttl", 0))
-    due = int(fields.get(b"due", started))
-    stop = fields.get(b"stop")
-    meta: Any = fields.get(b"meta")
+    agent, task, trigger, inbox, about, started, due, ttl, runner, provider, runtime, progress, stop, meta = values
+    begun = int(started or 0)
+    deadline = begun if due is None else int(due)
+    life, life_seconds = _life(ttl)
     return {
-        "id": session_id.decode(),
-        "agentId": text(b"agent") or "",
-        "taskId": text(b"task"),
-        "triggerType": text(b"trigger") or "",
-        "inboxMessageId": text(b"inbox"),
-        "taskDescription": text(b"about"),
-        "startedAt": timestamp(started),
-        "lastHeartbeatAt": timestamp(due - ttl),
-        "runnerSessionId": text(b"runner"),
-        "providerSessionId": text(b"provider"),
-        "runtimeInstanceId": text(b"runtime"),
-        "ttlSeconds": seconds(ttl),
-        "expiresAt": timestamp(due),
-        "progress": text(b"progress"),
+        "id": session_id,
+        "agentId": agent or "",
+        "taskId": task,
+        "triggerType": trigger or "",
+        "inboxMessageId": inbox,
+        "taskDescription": about,
+        "startedAt": timestamp(begun),
+        "lastHeartbeatAt": timestamp(deadline - life),
+        "runnerSessionId": runner,
+        "providerSessionId": provider,
+        "runtimeInstanceId": runtime,
+        "ttlSeconds": life_seconds,
+        "expiresAt": timestamp(deadline),
+        "progress": progress,
         "stopRequestedAt": None if stop is None else timestamp(int(stop)),
         "metadata": {} if meta is None else from_json(meta),
     }

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from tracker.models import Stats
 from tracker.settings import Settings
 from tracker.store.feed import Feed
+from tracker.store.hashes import Hashes
 from tracker.store.inspection import Findings, inspect, watch
 from tracker.store.listing import Listing
 from tracker.store.scripts import Scripts
@@ -47,9 +48,10 @@ async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIt
     """A store in use. Connects at the first call; does not sweep by itself (``store.sweeper.run`` does)."""
     scripts = Scripts(settings, client)
     sessions = SessionStore(settings, scripts)
+    hashes = Hashes(scripts, embedded=settings.in_memory)
     store = Store(
         sessions=sessions,
-        listing=Listing(scripts, sessions),
+        listing=Listing(scripts, sessions, hashes),
         feed=Feed(scripts),
         sweeper=Sweeper(settings, scripts),
         scripts=scripts,
@@ -59,6 +61,7 @@ async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIt
         yield store
     finally:
         await sessions.close()
+        await hashes.close()
         await scripts.close()
 
 

@@ -35,7 +35,7 @@ return serve(function(tail, policy, key, fingerprint, memory, ttl, agent, trigge
     local session = to_table(flat)
     if session.due and tonumber(session.due) > cutoff then
       if policy == 'reuse' then
-        renew(earlier, tonumber(session.ttl), session.agent, session.task)
+        renew(earlier, {session.due, session.started, session.ttl, session.agent, session.task})
         flat = redis.call('HGETALL', SESSION .. earlier)
         remember(earlier, flat)
         return tell('reused', earlier, flat)
@@ -50,20 +50,19 @@ return serve(function(tail, policy, key, fingerprint, memory, ttl, agent, trigge
   end
 
   local duration = tonumber(ttl)
-  local started, life = ms(now), ms(duration + GRACE)
+  local started, life = ms(now), 2 * duration + GRACE
   local flat = {'agent', agent, 'trigger', trigger, 'started', started, 'due', ms(now + duration), 'ttl', ttl, ...}
   if task ~= '' then
     flat[#flat + 1] = 'task'
     flat[#flat + 1] = task
   end
   redis.call('HSET', SESSION .. id, unpack(flat))
-  redis.call('PEXPIRE', SESSION .. id, life)
-  if task ~= '' then redis.call('SET', TASK .. task, id, 'PX', life) end
+  redis.call('PEXPIRE', SESSION .. id, ms(duration + GRACE))
+  if task ~= '' then redis.call('SET', TASK .. task, id, 'PX', ms(life)) end
   redis.call('ZADD', SESSIONS, started, id)
   redis.call('ZADD', DEADLINES, ms(now + duration), id)
   redis.call('ZADD', AGENT .. agent, started, id)
-  outlast(AGENT .. agent, duration + GRACE)
-  longest = math.max(longest, duration + GRACE)
+  keep_index(life, agent)
   redis.call('ZINCRBY', AGENTS, 1, agent)
   redis.call('ZINCRBY', TRIGGERS, 1, trigger)
   redis.call('HINCRBY', COUNTERS, 'created', 1)

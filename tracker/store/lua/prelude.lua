@@ -71,19 +71,30 @@ local function outlast(key, duration)
   if redis.call('PTTL', key) < duration then redis.call('PEXPIRE', key, ms(2 * duration)) end
 end
 
-local longest = 0 -- the longest time (ms) that a session renewed in this script lets its hash live
+local longest = 0 -- the longest time (ms) for which this script wants the shard's index keys to live
+
+-- Index keys must outlive the hashes they lead to. They get one TTL of the session more than its hash, and so need a
+-- look only once per TTL: when the deadline moves past a whole number of them since the start.
+local function keep_index(life, agent)
+  outlast(AGENT .. agent, life)
+  longest = math.max(longest, life)
+end
 
 -- Moves the deadline of a live session to a full TTL from now; further fields and values are set with it.
 -- PEXPIRE comes first: at maxmemory a script whose first write frees or keeps memory may go on, so heartbeats survive.
-local function renew(id, ttl, agent, task, ...)
-  local due, life = ms(now + ttl), ttl + GRACE
-  redis.call('PEXPIRE', SESSION .. id, ms(life))
-  if task then redis.call('PEXPIRE', TASK .. task, ms(life)) end
-  redis.call('HSET', SESSION .. id, 'due', due, ...)
-  redis.call('ZADD', DEADLINES, due, id)
-  outlast(AGENT .. agent, life)
-  longest = math.max(longest, life)
-  return due
+-- `found` has its due, started, ttl, agent and task as they were.
+local function renew(id, found, ...)
+  local earlier, started, ttl = tonumber(found[1]), tonumber(found[2]), tonumber(found[3])
+  local agent, task, due = found[4], found[5], now + ttl
+  redis.call('PEXPIRE', SESSION .. id, ms(ttl + GRACE))
+  redis.call('HSET', SESSION .. id, 'due', ms(due), ...)
+  redis.call('ZADD', DEADLINES, ms(due), id)
+  if math.floor((earlier - started) / ttl) ~= math.floor((due - started) / ttl) then
+    local life = 2 * ttl + GRACE
+    if task then redis.call('PEXPIRE', TASK .. task, ms(life)) end
+    keep_index(life, agent)
+  end
+  return ms(due)
 end
 
 local function count(key, member, by)

@@ -1,0 +1,85 @@
+"""Hashes: reads the hashes of many sessions at once, as text.
+
+On a Redis the commands go out ready packed through a pipe of their own, so that heartbeats never queue behind a chunk
+of a listing; the embedded store gets them as a pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+from hiredis import ReplyError
+from redis.asyncio import BlockingConnectionPool
+
+from tracker.errors import StoreError, StoreUnavailable
+from tracker.store.connection import fault_of, translated
+from tracker.store.keys import Shard
+from tracker.store.pipe import Pipe
+from tracker.store.scripts import Scripts
+from tracker.store.snapshot import FIELDS
+
+__all__ = ["Hashes", "Values"]
+
+Values = Sequence[str | None]
+"""A hash's values in the order of FIELDS; all of them None where there is no such hash."""
+
+ID_LENGTH = 36
+_TAIL = b"".join(b"\r\n$%d\r\n%s" % (len(field), field.encode()) for field in FIELDS) + b"\r\n"
+
+
+class Hashes:
+    """Raises StoreUnavailable when replies do not come within the deadline, StoreFault for a key of a wrong type."""
+
+    def __init__(self, scripts: Scripts, *, embedded: bool) -> None:
+        self._scripts = scripts
+        pool = cast("BlockingConnectionPool", scripts.client.connection_pool)
+        self._pipe = None if embedded else Pipe(pool, encoding="utf-8")
+
+    async def read(self, shard: Shard, ids: Sequence[str]) -> list[Values]:
+        """The values of each session's hash, in the order of the ids."""
+        if not ids:
+            return []
+        if self._pipe is None:
+            replies = await self._read_embedded(shard, ids)
+        else:
+            replies = await self._read_piped(self._pipe, shard, ids)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise fault_of(str(reply))
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
+
+    async def close(self) -> None:
+        if self._pipe is not None:
+            await self._pipe.close()
+
+    async def _read_piped(self, pipe: Pipe, shard: Shard, ids: Sequence[str]) -> list[Any]:
+        arrived: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def land(replies: list[Any]) -> None:
+            if not arrived.done():
+                arrived.set_result(replies)
+
+        prefix = f"{shard.prefix}session:"
+        head = f"*{len(FIELDS) + 2}\r\n$5\r\nHMGET\r\n${len(prefix) + ID_LENGTH}\r\n{prefix}".encode()
+        commands = head + (_TAIL + head).join([session_id.encode() for session_id in ids]) + _TAIL
+        try:
+            async with asyncio.timeout(self._scripts.timeout):
+                await pipe.open()
+                pipe.call_many(commands, len(ids), land)
+                return await arrived
+        except TimeoutError:
+            why = "the store did not answer in time"
+            pipe.abort(why)
+            raise StoreUnavailable(why) from None
+
+    async def _read_embedded(self, shard: Shard, ids: Sequence[str]) -> list[Any]:
+        pipeline = self._scripts.client.pipeline(transaction=False)
+        for session_id in ids:
+            pipeline.hmget(f"{shard.prefix}session:{session_id}", FIELDS)
+        with translated():
+            replies = await pipeline.execute()
+        return [[None if value is None else value.decode() for value in values] for values in replies]
