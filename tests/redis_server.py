@@ -29,6 +29,8 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{port}/0"
         self.unix_url = f"unix://{directory / 'redis.sock'}"
         self._process = process
+        # Ends the server when the pipe to it closes: should the tests themselves be killed, nothing is left running.
+        self._watchdog = subprocess.Popen(["sh", "-c", f"cat; kill -9 {process.pid}"], stdin=subprocess.PIPE)
 
     def freeze(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -37,7 +39,9 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """As a crash: nothing is said to anybody."""
+        """As a crash: nothing is said to anybody. Once more does no harm."""
+        self._watchdog.kill()
+        self._watchdog.communicate()
         self._process.kill()
         self._process.wait()
 
