@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, cast
 
 from redis.asyncio import BlockingConnectionPool
 
-from tracker.errors import Conflict, IdempotencyMismatch, StoreFault
+from tracker.errors import Conflict, IdempotencyMismatch, StoreFault, StoreUnavailable
 from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
 from tracker.settings import Settings
 from tracker.store.batching import Batcher, Carrier, Operation, Reply
@@ -99,7 +99,14 @@ class SessionStore:
         """Renews many; what came of each, in the order given."""
         outcomes: dict[Target, Beat | None] = dict.fromkeys(targets)
         places = [(target, shard) for target in outcomes if (shard := self._shard_of(target)) is not None]
-        futures = [self._submit("heartbeat", shard, (target.kind, target.value, "", "")) for target, shard in places]
+        futures: list[asyncio.Future[Reply]] = []
+        try:
+            for target, shard in places:
+                futures.append(self._submit("heartbeat", shard, (target.kind, target.value, "", "")))
+        except StoreUnavailable:
+            for future in futures:
+                future.cancel()
+            raise
         replies = await asyncio.gather(*futures)
         for (target, _), reply in zip(places, replies, strict=True):
             if _checked(reply)[0] == b"renewed":
