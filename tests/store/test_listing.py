@@ -6,17 +6,21 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from tests.audit import audit
 from tests.clockwork import advance
 from tests.conftest import OpenPod
+from tests.redis_server import running_redis
 from tests.store.wire import a_list, a_run
+from tracker.errors import StoreUnavailable
 from tracker.models import ListSessions, Session, Target
+from tracker.settings import Settings
 from tracker.store.listing import CHUNK
 from tracker.store.scripts import together
-from tracker.store.store import Store
+from tracker.store.store import Store, open_store
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
 
@@ -265,3 +269,58 @@ async def test_one_cursor_gives_the_same_page_again(store: Store) -> None:
     await make(store, 10)
     _, cursor = await store.listing.page(a_list(), 4)
     assert await store.listing.page(a_list(cursor=cursor), 4) == await store.listing.page(a_list(cursor=cursor), 4)
+
+
+# --- walks that end early ---------------------------------------------------------------------------------------------
+
+
+@SHARDS
+@pytest.mark.parametrize("chunks", [0, 1, 2])
+async def test_a_walk_that_is_left_leaves_nothing_running(store: Store, chunks: int) -> None:
+    """As a client does that closes its connection in the middle of a listing."""
+    await make(store, 3 * CHUNK)
+    before = asyncio.all_tasks()
+    for _ in range(5):
+        walk = store.listing.chunks(a_list())
+        for _ in range(chunks):
+            await anext(walk, None)
+        await walk.aclose()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    assert len(await streamed(store, a_list())) == 3 * CHUNK
+
+
+@SHARDS
+async def test_a_walk_that_is_cancelled_leaves_nothing_running_and_disturbs_nobody(store: Store) -> None:
+    expected = newest_first(await make(store, 2 * CHUNK))
+    before = asyncio.all_tasks()
+    for turns in range(30):
+        walking = asyncio.create_task(streamed(store, a_list()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        walking.cancel()
+        await asyncio.gather(walking, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+    assert await streamed(store, a_list()) == expected
+
+
+@SHARDS
+async def test_a_store_that_goes_away_ends_the_walk_with_an_error_in_time(tmp_path: Path, shards: int) -> None:
+    with running_redis(tmp_path) as server:
+        settings = Settings(store_url=server.url, shards=shards, store_timeout_seconds=0.5)
+        async with open_store(settings) as store:
+            expected = newest_first(await make(store, 4 * CHUNK * shards))
+            before = asyncio.all_tasks()
+            walk = store.listing.chunks(a_list())
+            await anext(walk)
+            server.freeze()
+            try:
+                began = asyncio.get_running_loop().time()
+                with pytest.raises(StoreUnavailable):
+                    [chunk async for chunk in walk]
+                assert asyncio.get_running_loop().time() - began < 2
+            finally:
+                server.thaw()
+            assert asyncio.all_tasks() == before
+            assert await streamed(store, a_list()) == expected

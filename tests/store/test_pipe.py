@@ -127,6 +127,46 @@ async def test_text_and_bytes_and_numbers_are_sent_as_they_are(pipe: Pipe) -> No
     assert await lands(landed) == ["🦄\0".encode(), b"\xff\r\n", b"-12"]
 
 
+async def test_commands_that_are_packed_already_land_together(pipe: Pipe) -> None:
+    words = [b"first", b"second", b"third"]
+    packed = b"".join(resp([b"EVALSHA", b"digest", b"0", b"p", b"0", b"0", word]) for word in words)
+    before = send(pipe, "before")
+    landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    pipe.call_many(packed, len(words), landed.set_result)
+    after = send(pipe, "after")
+    assert await lands(landed) == [[word] for word in words]
+    assert (await lands(before), await lands(after)) == ([b"before"], [b"after"])
+
+
+async def test_commands_that_were_packed_together_are_lost_together(pipe: Pipe, puppet: Puppet) -> None:
+    async def leave(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+        if own == [b"first"]:
+            return resp(own)
+        puppet.hang_up()
+        raise ConnectionError
+
+    puppet.answer = leave
+    packed = b"".join(resp([b"EVALSHA", b"digest", b"0", b"p", b"0", b"0", word]) for word in (b"first", b"second"))
+    landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    pipe.call_many(packed, 2, landed.set_result)
+    first, second = await lands(landed)
+    assert first == [b"first"] or isinstance(first, StoreUnavailable)
+    assert isinstance(second, StoreUnavailable)
+
+
+async def test_commands_packed_for_a_closed_pipe_land_at_once(pool: BlockingConnectionPool) -> None:
+    landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    Pipe(pool).call_many(b"", 3, landed.set_result)
+    assert {type(outcome) for outcome in await lands(landed)} == {StoreUnavailable}
+
+
+async def test_a_pipe_with_an_encoding_lands_text(pool: BlockingConnectionPool) -> None:
+    pipe = Pipe(pool, encoding="utf-8")
+    await pipe.open()
+    assert await lands(send(pipe, "🦄\0")) == ["🦄\0"]
+    await pipe.close()
+
+
 # --- what ends the connection -----------------------------------------------------------------------------------------
 
 

@@ -82,4 +82,4 @@ class Hashes:
             pipeline.hmget(f"{shard.prefix}session:{session_id}", FIELDS)
         with translated():
             replies = await pipeline.execute()
-        return [[None if value is None else value.decode() for value in values] for values in replies]
+        return [[None if value is None else value.decode(errors="replace") for value in values] for values in replies]

@@ -28,7 +28,7 @@ Landing = Callable[[Any], None]
 class Pipe:
     """Connects with the first ``open`` and again after each loss; ``call`` only while it is ``ready``.
 
-    Replies come as bytes, or as text if there is an ``encoding``.
+    Replies come as bytes, or as text if there is an ``encoding``; what is no text in it has U+FFFD in its place.
     """
 
     def __init__(self, pool: BlockingConnectionPool, encoding: str | None = None) -> None:
@@ -101,7 +101,7 @@ class _Line(asyncio.Protocol):
         self.open = True
         self._transport = transport
         self._before = transport.get_protocol()
-        self._reader = hiredis.Reader(encoding=encoding) if encoding else hiredis.Reader()
+        self._reader = hiredis.Reader(encoding=encoding, errors="replace") if encoding else hiredis.Reader()
         self._landings: deque[Landing] = deque()
         transport.set_protocol(self)
 

@@ -77,7 +77,7 @@ def decode(session_id: bytes, flat: Sequence[bytes]) -> Session:
     """The session of an id and its hash as field, value, ...; other fields among them are passed over."""
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     values = [fields.get(field) for field in _FIELD_BYTES]
-    return build(session_id.decode(), [None if value is None else value.decode() for value in values])
+    return build(session_id.decode(), [None if value is None else value.decode(errors="replace") for value in values])
 
 
 def build(session_id: str, values: Sequence[str | None]) -> Session:
