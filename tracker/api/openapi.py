@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -58,7 +58,6 @@ PATH_PARAMETERS = {
 
 HEADERS: Mapping[int, tuple[str, str, JsonSchemaValue, str | int]] = {
     201: ("Location", "The path of the new session.", {"type": "string"}, f"/api/active-sessions/{PATH['id']}"),
-    307: ("Location", "Where to go.", {"type": "string"}, "/docs"),
     401: ("WWW-Authenticate", "How to authenticate.", {"type": "string"}, "Bearer"),
     405: ("Allow", "The methods that are allowed.", {"type": "string"}, "DELETE, GET, HEAD"),
     503: ("Retry-After", "Seconds to wait before trying again.", {"type": "integer", "minimum": 0}, 1),
@@ -137,8 +136,9 @@ FAILURES: Mapping[int, Failure] = {
 }
 
 
-def describe(operations: Sequence[Operation]) -> dict[str, Any]:
+def describe(operations: Iterable[Operation]) -> dict[str, Any]:
     """The document. All schemas, failures and path parameters are components, each written once."""
+    operations = [operation for operation in operations if operation.documented]
     references, schemas = _schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:

@@ -21,7 +21,7 @@ class Operation:
     """One row of the API. The handler's docstring is its summary and description.
 
     ``answers``: the types of its bodies by status, None for an answer without one. ``errors`` are the further statuses
-    it may answer with, besides those that every route shares.
+    it may answer with, besides those that every route shares. What is not ``documented`` is no part of the interface.
     """
 
     method: str
@@ -34,6 +34,7 @@ class Operation:
     errors: tuple[int, ...] = ()
     tag: str = "sessions"
     media_type: str = "application/json"
+    documented: bool = True
 
     @property
     def summary(self) -> str:

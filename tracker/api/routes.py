@@ -6,15 +6,16 @@ from typing import Any
 
 from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tracker import __version__
-from tracker.api import docs
+from tracker.api import dashboard, docs
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
 from tracker.api.requests import idempotency_key, read_body, read_query, store_of
 from tracker.api.responses import NotFound, answer, stream_sessions
+from tracker.api.routing import NoSuchPath
 from tracker.errors import StoreError
 from tracker.models import (
     Cleaned,
@@ -236,10 +237,23 @@ async def read_docs(request: Request) -> ASGIApp:
     return Response(_PAGE, headers=docs.HEADERS, media_type="text/html")
 
 
-@route("GET", "/", answers={307: None}, tag="operations")
-async def front_page(request: Request) -> ASGIApp:
-    """Lead people to the documentation."""
-    return RedirectResponse("/docs", 307)
+@route("GET", "/", answers={200: str}, tag="operations", media_type="text/html")
+async def read_dashboard(request: Request) -> ASGIApp:
+    """Show people who is running what, live: the dashboard."""
+    return _file(dashboard.PAGE)
+
+
+@route("GET", "/dashboard/{file}", documented=False)
+async def read_dashboard_file(request: Request) -> ASGIApp:
+    """Hand out a part of the dashboard."""
+    file = dashboard.FILES.get(request.path_params["file"])
+    if file is None:
+        raise NoSuchPath
+    return _file(file)
+
+
+def _file(file: dashboard.File) -> Response:
+    return Response(file.content, headers=dashboard.HEADERS, media_type=file.media_type)
 
 
 async def _heartbeat(request: Request, target: Target) -> ASGIApp:
