@@ -21,8 +21,10 @@ KINDS = {
     "events": "stream",
     "clock": "hash",
     "schema": "hash",
+    "hooks": "zset",
+    "parked": "zset",
 }
-PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash"}
+PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash", "hook": "hash"}
 SLACK_MS = 1000
 """Redis reads its clock anew for each key's TTL."""
 ALWAYS = {b"agent", b"trigger", b"started", b"due", b"ttl"}
@@ -90,6 +92,7 @@ def _audit_feed(keys: dict[str, RawKey], alive: set[bytes]) -> None:
 
     counters = {name: int(count) for name, count in _content(keys, "counters").items()}
     assert counters.pop(b"created", 0) == len(histories)
+    counters.pop(b"parked", None)
     assert counters == {b"ended:" + reason: count for reason, count in reasons.items()}
     assert reasons.keys() <= {reason.encode() for reason in END_REASONS}
 

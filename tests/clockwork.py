@@ -12,6 +12,7 @@ __all__ = ["advance", "outage"]
 
 SHIFT = """
 local prefix, ms, shift_pulse = ARGV[1], tonumber(ARGV[2]), ARGV[3] == 'pulse'
+local timed = {sessions = true, deadlines = true, hooks = true, parked = true}
 local function earlier(moment) return string.format('%.0f', tonumber(moment) - ms) end
 local function shift_fields(key, fields)
   for _, field in ipairs(fields) do
@@ -29,7 +30,7 @@ for _, key in ipairs(redis.call('KEYS', prefix .. '*')) do
       shift_fields(key, {'held', 'hold_end', shift_pulse and 'pulse' or nil})
     elseif string.find(name, '^session:') or string.find(name, '^idem:') then
       shift_fields(key, {'started', 'due', 'stop'})
-    elseif name == 'sessions' or name == 'deadlines' or string.find(name, '^agent:') then
+    elseif timed[name] or string.find(name, '^agent:') then
       local entries = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
       for i = 1, #entries, 2 do redis.call('ZADD', key, earlier(entries[i + 1]), entries[i]) end
     end

@@ -33,7 +33,7 @@ DRIVERS: dict[str, set[str]] = {
     "uvicorn": {"cli/serve"},
     "typer": {"cli", "cli/serve", "entry"},
     "rich": {"cli", "cli/serve"},
-    "httpx": {"client", "cli"},
+    "httpx": {"client", "cli", "api"},
 }
 """Which rooms may know a library; any room may know those that are not here."""
 

@@ -19,6 +19,10 @@ from tracker.settings import (
     variable_of,
 )
 
+WEBHOOK_URL_RULE = "must be a URL such as https://example.org/hooks/tracker, without spaces or fragment"
+WEBHOOK_SECRET_RULE = "must be whsec_ and 24 to 64 bytes in base64, as `openssl rand -base64 32` makes them"
+WEBHOOK_TYPES_RULE = "must be some of session.created, session.updated, session.ended, comma-separated"
+
 
 def problems(environ: dict[str, str] | None = None, **options: object) -> tuple[str, ...]:
     with pytest.raises(SettingsError) as caught:
@@ -102,6 +106,9 @@ def test_an_empty_variable_counts_as_not_set(name: str) -> None:
         ("store_url", "rediss://u:p%40ss@host:6380/15?ssl_cert_reqs=none", None),
         ("store_url", "unix:///run/redis.sock?db=3", None),
         ("store_url", "redis://[::1]:6379/?db=1", None),
+        ("webhook_secret", "whsec_" + "A" * 32, bytes(24)),
+        ("webhook_secret", "A" * 32, bytes(24)),
+        ("webhook_types", "session.created, session.ended,session.created", ("session.created", "session.ended")),
     ],
 )
 def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
@@ -156,6 +163,13 @@ def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
         ("api_keys", "good,ba d", "key 2 of 2 must be visible ASCII characters, without spaces"),
         ("read_api_keys", "schlüssel", "key 1 of 1 must be visible ASCII characters, without spaces"),
         ("api_keys_file", "  ", "must be the path of a file"),
+        ("webhook_url", "ftp://a/b", WEBHOOK_URL_RULE),
+        ("webhook_url", "https://user:secret@a/b", WEBHOOK_URL_RULE),
+        ("webhook_url", "https://", WEBHOOK_URL_RULE),
+        ("webhook_secret", "whsec_" + "A" * 28, WEBHOOK_SECRET_RULE),
+        ("webhook_secret", "no base64, but long enough for one", WEBHOOK_SECRET_RULE),
+        ("webhook_types", "session.ended,session.died", WEBHOOK_TYPES_RULE),
+        ("webhook_types", " , ", WEBHOOK_TYPES_RULE),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_variable_and_option(name: str, value: str, says: str) -> None:
@@ -168,6 +182,16 @@ def test_a_bad_value_is_one_line_that_names_variable_and_option(name: str, value
 def test_the_examples_of_bad_values_leave_no_setting_out() -> None:
     cases = next(mark for mark in test_a_bad_value_is_one_line_that_names_variable_and_option.pytestmark)  # type: ignore[attr-defined]
     assert {name for name, _, _ in cases.args[1]} == set(FIELDS)
+
+
+def test_webhooks_are_not_sent_unsigned() -> None:
+    url = {"TRACKER_WEBHOOK_URL": "http://localhost:9/hook?token=t"}
+    (line,) = problems(url)
+    assert line.startswith("TRACKER_WEBHOOK_SECRET: needed with TRACKER_WEBHOOK_URL")
+    settings = Settings.load({**url, "TRACKER_WEBHOOK_SECRET": "A" * 32})
+    assert settings.webhook_url == url["TRACKER_WEBHOOK_URL"]
+    assert "token" not in repr(settings)
+    assert not {"TRACKER_WEBHOOK_URL", "TRACKER_WEBHOOK_SECRET"} & settings.to_environment().keys()
 
 
 def test_every_problem_gets_its_line() -> None:
@@ -350,7 +374,7 @@ def test_the_table_has_every_setting_with_default_unit_and_help() -> None:
     for row in table.values():
         assert row.help.endswith((".", "set.")), row.variable
         assert row.unit == ("seconds" if "SECONDS" in row.variable else row.unit)
-        assert row.default or row.variable.endswith(("KEYS", "KEYS_FILE", "ORIGINS"))
+        assert row.default or row.variable.endswith(("KEYS", "KEYS_FILE", "ORIGINS", "WEBHOOK_URL", "WEBHOOK_SECRET"))
 
 
 def test_the_table_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ OnConflict = Literal["supersede", "reject", "replace", "reuse"]
 EndReason = Literal["deleted", "expired", "replaced", "cleaned"]
 EventType = Literal["session.created", "session.updated", "session.ended"]
 
+EVENT_TYPES: tuple[EventType, ...] = ("session.created", "session.updated", "session.ended")
 END_REASONS: tuple[EndReason, ...] = ("deleted", "expired", "replaced", "cleaned")
 
 

@@ -4,6 +4,7 @@
 `Settings.load()` is what a process starts with: options over TRACKER_* variables over defaults, each problem one line.
 """
 
+import base64
 import difflib
 import hashlib
 import ipaddress
@@ -17,6 +18,8 @@ from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tracker.models import EVENT_TYPES, EventType
 
 PREFIX = "TRACKER_"
 MEMORY_URL = "memory://"
@@ -49,6 +52,7 @@ VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9.:%_-]+")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+WEBHOOK_URL = re.compile(r"https?://[^\s/?#@]+(:[0-9]{1,5})?([/?][^\s#]*)?")
 DEFAULT_PORTS = {"http://": ":80", "https://": ":443"}
 
 Scope = Literal["read", "write"]
@@ -161,6 +165,21 @@ class Settings(BaseModel, frozen=True):
         le=10_000_000,
         description="Newest events that the change feed keeps, per shard.",
         json_schema_extra=_unit("events"),
+    )
+    webhook_url: str = Field(
+        default="",
+        repr=False,
+        description="Where events are sent to as they happen, signed: http:// or https://. Empty: nowhere.",
+    )
+    webhook_secret: bytes = Field(
+        default=b"",
+        repr=False,
+        description="What webhooks are signed with: whsec_ and 24 to 64 bytes in base64, shared with the receiver "
+        "(openssl rand -base64 32).",
+    )
+    webhook_types: tuple[EventType, ...] = Field(
+        default=("session.ended",),
+        description="Which events are sent, comma-separated: session.created, session.updated, session.ended.",
     )
     max_body_bytes: int = Field(
         default=65536,
@@ -305,7 +324,7 @@ class Settings(BaseModel, frozen=True):
 
     def to_environment(self) -> dict[str, str]:
         """The variables that make `load` in another process come to the same settings; keys are not among them."""
-        values = {name: getattr(self, name) for name in FIELDS if name not in KEY_FIELDS}
+        values = {name: getattr(self, name) for name in FIELDS if name not in SECRET_FIELDS}
         return {
             variable_of(name): ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in values.items()
@@ -399,6 +418,35 @@ class Settings(BaseModel, frozen=True):
             keys.setdefault(digest, ApiKey(f"{prefix}-{len(keys) + 1}", scope, digest))
         return tuple(keys.values())
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_url(cls, value: str) -> str:
+        # Not quoted: receivers put secrets into the path.
+        if value and not WEBHOOK_URL.fullmatch(value):
+            raise ValueError("must be a URL such as https://example.org/hooks/tracker, without spaces or fragment")
+        return value
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _webhook_secret(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            secret = base64.b64decode(value.strip().removeprefix("whsec_"), validate=True)
+        except ValueError:
+            secret = b"?"
+        if value and not 24 <= len(secret) <= 64:
+            raise ValueError("must be whsec_ and 24 to 64 bytes in base64, as `openssl rand -base64 32` makes them")
+        return secret
+
+    @field_validator("webhook_types", mode="before")
+    @classmethod
+    def _webhook_types(cls, value: object) -> object:
+        types = tuple(dict.fromkeys(_split(value))) if isinstance(value, str) else value
+        if not types or not set(types) <= set(EVENT_TYPES):  # type: ignore[call-overload]
+            raise ValueError(f"must be some of {', '.join(EVENT_TYPES)}, comma-separated")
+        return types
+
     @field_validator("api_keys_file", mode="before")
     @classmethod
     def _file(cls, value: object) -> object:
@@ -419,6 +467,10 @@ class Settings(BaseModel, frozen=True):
                 f"TRACKER_HOST (--host): {quoted(self.host)} is not a loopback address, which needs API keys: set "
                 "TRACKER_API_KEYS or TRACKER_API_KEYS_FILE (--api-keys-file), or listen on 127.0.0.1"
             )
+        if self.webhook_url and not self.webhook_secret:
+            problems.append(
+                "TRACKER_WEBHOOK_SECRET: needed with TRACKER_WEBHOOK_URL, so that the receiver can tell who sends"
+            )
         if {key.digest for key in self.api_keys} & {key.digest for key in self.read_api_keys}:
             problems.append("TRACKER_READ_API_KEYS: holds a key that may also write; a key has one scope")
         if problems:
@@ -427,8 +479,8 @@ class Settings(BaseModel, frozen=True):
 
 
 FIELDS: tuple[str, ...] = tuple(Settings.model_fields)
-# Keys come by the environment or the file: an option would show them to everybody on the machine who can run ps.
-KEY_FIELDS = frozenset({"api_keys", "read_api_keys"})
+# Secrets come by the environment or the file: an option would show them to everybody on the machine who can run ps.
+SECRET_FIELDS = frozenset({"api_keys", "read_api_keys", "webhook_secret", "webhook_url"})
 
 
 def variable_of(name: str) -> str:
@@ -438,7 +490,7 @@ def variable_of(name: str) -> str:
 
 def option_of(name: str) -> str:
     """The `tracker serve` option of a field of Settings, or "" for those that have none."""
-    return "" if name in KEY_FIELDS else "--" + name.replace("_", "-")
+    return "" if name in SECRET_FIELDS else "--" + name.replace("_", "-")
 
 
 def label_of(name: str) -> str:

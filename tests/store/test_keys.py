@@ -10,8 +10,9 @@ from redis.crc import key_slot
 
 from tests.raw import read_raw
 from tests.store.wire import ODD_TEXTS, a_run
-from tracker.models import Target
+from tracker.models import EVENT_TYPES, Target
 from tracker.store import keys
+from tracker.store.deliveries import Deliveries, Outcome
 from tracker.store.keys import Shard
 from tracker.store.store import Store
 
@@ -27,6 +28,12 @@ async def use_everything(store: Store) -> None:
         await sessions.set_provider_session(Target.task(text), text)
         await sessions.request_stop(Target.task(text))
     await sessions.delete(Target.task(ODD_TEXTS["nul"]))
+    deliveries = Deliveries(store.scripts, EVENT_TYPES, 60)
+    await deliveries.take(1)
+    await sessions.delete(Target.task(ODD_TEXTS["newlines"]))
+    await sessions.delete(Target.task(ODD_TEXTS["spaces"]))
+    taken, _ = await deliveries.take(1)
+    await deliveries.settle([Outcome(delivery, "parked") for delivery in taken])
     await store.sweeper.sweep()
 
 

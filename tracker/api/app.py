@@ -16,6 +16,7 @@ from tracker.api.requests import State
 from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
+from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import Settings
 from tracker.store.store import open_store
@@ -40,6 +41,8 @@ def create_app(settings: Settings) -> Starlette:
             tasks = [asyncio.create_task(store.sweeper.run())]
             if not settings.in_memory:
                 tasks.append(asyncio.create_task(store.watch()))
+            if settings.webhook_url:
+                tasks.append(asyncio.create_task(Webhooks(settings, store).run()))
             try:
                 yield {"store": store, "settings": settings}
             finally:

@@ -16,7 +16,7 @@ from tracker.models import EVENTS_DEFAULT_LIMIT, EndReason, Event, EventPage, Ev
 from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import decode, timestamp
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "event_of"]
 
 BEGINNING = "0-0"
 SCAN = 1000
@@ -49,7 +49,7 @@ class Feed:
             for _, shard, entry_id, fields in entries:
                 positions[shard] = entry_id
                 if _fits(fields, query):
-                    events.append(_event(".".join(positions), fields))
+                    events.append(event_of(".".join(positions), fields))
                     if len(events) == limit:
                         break
             if len(events) == limit or not entries:
@@ -101,7 +101,8 @@ def _fits(fields: Mapping[bytes, bytes], query: ListEvents) -> bool:
     )
 
 
-def _event(event_id: str, fields: Mapping[bytes, bytes]) -> Event:
+def event_of(event_id: str, fields: Mapping[bytes, bytes]) -> Event:
+    """An entry of the stream as the event that it tells of."""
     return {
         "id": event_id,
         "type": cast("EventType", fields[b"type"].decode()),

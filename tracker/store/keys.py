@@ -12,9 +12,12 @@ deadlines          sorted set  ids by deadline (ms): what to sweep; TTL as above
 agent:<agentId>    sorted set  ids of one agent's sessions by start (ms); TTL as above
 agents             sorted set  agents by their number of sessions; TTL as above
 triggers           sorted set  trigger types by their number of sessions; TTL as above
-counters           hash        ``created`` and ``ended:<reason>``: how many ever
+counters           hash        ``created``, ``ended:<reason>`` and ``parked``: how many ever
 events             stream      the change feed: type, at (ms), reason, id, then the session's hash as it was
 idem:<key>         hash        what an Idempotency-Key made: ``fingerprint`` of the body, ``id``, the session; TTL 24 h
+hooks              sorted set  ids of events that a webhook is to be told of by when that is due (ms)
+hook:<eventId>     hash        such an event, copied from the feed, and ``attempt``; TTL 2 days, once given up 7
+parked             sorted set  the newest 1,000 that were given up by when that was (ms)
 clock              hash        ``pulse`` (ms: the last sweep), ``patience`` (ms), ``held`` and ``hold_end`` (ms)
 schema             hash        ``version`` and ``shards``: how this store is laid out
 =================  ==========  ======================================================================================

@@ -31,9 +31,11 @@ NAMES = (
     "list",
     "provider",
     "read",
+    "settle",
     "stats",
     "stop",
     "sweep",
+    "take",
 )
 
 
