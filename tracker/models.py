@@ -228,8 +228,17 @@ class ListEvents(Text):
     limit: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
         None, description="Page size.", json_schema_extra={"default": EVENTS_DEFAULT_LIMIT}
     )
+    last: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
+        None, description="That many of the newest events instead; goes without `after` and `limit`."
+    )
     agent_id: QueryId | None = Field(None, description="Only this agent's.")
     type: EventType | None = Field(None, description="Only this type.", examples=["session.ended"])
+
+    @model_validator(mode="after")
+    def _one_way_to_page(self) -> Self:
+        if self.last is not None and (self.after is not None or self.limit is not None):
+            raise ValueError("last goes without after and limit")
+        return self
 
 
 class Fence(Text):

@@ -214,3 +214,19 @@ async def test_a_stream_is_not_served_yet(api: Api) -> None:
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html, */*;q=0.1", ""])
 async def test_everybody_else_gets_json(api: Api, accept: str) -> None:
     assert (await api.get("/events", headers={"Accept": accept})).json()["events"] == []
+
+
+async def test_the_last_events_come_oldest_first_and_lead_on(api: Api) -> None:
+    for number in range(5):
+        await api.create(taskId=f"t{number}")
+    found = await page(api, last=2)
+    assert [event["session"]["taskId"] for event in found["events"]] == ["t3", "t4"]
+    await api.create(taskId="t5")
+    assert [event["session"]["taskId"] for event in (await page(api, after=found["next"]))["events"]] == ["t5"]
+
+
+@pytest.mark.parametrize("query", ["last=1&limit=1", "last=1&after=0", "last=0", "last=1001", "last=x"])
+async def test_the_last_events_are_asked_for_in_one_way(api: Api, query: str) -> None:
+    answer = await api.get(f"/events?{query}")
+    assert answer.status_code == 400
+    assert "last" in answer.json()["error"]

@@ -188,6 +188,48 @@ async def test_nothing_and_zero_both_mean_from_the_beginning(store: Store, after
 
 
 @SHARDS
+@pytest.mark.parametrize("count", [1, 3, 29, 30, 1000])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"type": "session.ended"}, {"agent_id": "a1"}, {"agent_id": "a2", "type": "session.created"}],
+    ids=["all", "type", "agent", "both"],
+)
+async def test_the_last_events_are_the_end_of_all_and_reading_goes_on_behind_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count: int, fields: dict[str, str]
+) -> None:
+    monkeypatch.setattr("tracker.store.feed.SCAN", 2)
+    await live_some_lives(store)
+    every = [*map(what, await read(store))]
+    wanted = [event["session"] for event in await read(store, **fields)]
+    page = await store.feed.page(some_events(last=count, **fields))
+    assert [event["session"] for event in page["events"]] == wanted[-count:]
+    assert await read(store, page["next"]) == []
+    for event in page["events"]:
+        behind = every[every.index(what(event)) + 1 :]
+        assert [*map(what, await read(store, event["id"]))] == behind
+
+
+def what(event: Event) -> tuple[str, str]:
+    """A session here has one event of each type."""
+    return event["session"]["id"], event["type"]
+
+
+async def test_the_last_of_no_events_is_a_place_to_begin(store: Store) -> None:
+    page = await store.feed.page(some_events(last=5))
+    assert page["events"] == []
+    await live_some_lives(store)
+    assert await read(store, page["next"]) == await read(store)
+
+
+@pytest.mark.settings(feed_length=100)
+async def test_the_last_events_of_a_feed_that_was_trimmed(store: Store) -> None:
+    for number in range(150):
+        await store.sessions.create(a_run(f"t{number}"))
+    page = await store.feed.page(some_events(last=3))
+    assert [event["session"]["taskId"] for event in page["events"]] == ["t147", "t148", "t149"]
+
+
+@SHARDS
 async def test_readers_follow_while_events_come(store: Store) -> None:
     """Several shards order their events by time: a reader at the end may not pass any over that is yet to come."""
     live = True

@@ -21,6 +21,8 @@ __all__ = ["Feed", "event_of"]
 BEGINNING = "0-0"
 SCAN = 1000
 """Entries read at once when a filter may pass over many."""
+LOOKED_BACK = 16_000
+"""Entries looked through from the newest back, for those that match."""
 _POSITION = re.compile(r"([0-9]{1,20}-[0-9]{1,20})(\.[0-9]{1,20}-[0-9]{1,20})*")
 _GREATEST = 2**64
 
@@ -36,10 +38,12 @@ class Feed:
         self._scripts = scripts
 
     async def page(self, query: ListEvents) -> EventPage:
-        """The events behind a position, oldest first; ``next`` goes on where the page ends, matching events or not.
+        """The events behind a position, or the last ones, oldest first; ``next`` goes on behind them, matching or not.
 
         Raises Invalid for what is no event id, PositionLost for one that the feed no longer holds.
         """
+        if query.last is not None:
+            return await self._last(query, query.last)
         limit = query.limit or EVENTS_DEFAULT_LIMIT
         positions = self._parse(query.after)
         events: list[Event] = []
@@ -55,6 +59,30 @@ class Feed:
             if len(events) == limit or not entries:
                 return {"events": events, "next": ".".join(positions)}
 
+    async def _last(self, query: ListEvents, count: int) -> EventPage:
+        """The last ``count`` events that match, of the last LOOKED_BACK of each shard."""
+        reach = SCAN if query.agent_id or query.type else count
+        while True:
+            windows = await together(self._read_back(shard, reach + 1) for shard in range(len(self._scripts.shards)))
+            whole = [len(window) <= reach for window in windows]
+            # Up to there some shard may hold more than its window shows: what is newer is known of all.
+            floor = max(
+                (window[0][0] for window, all_of_it in zip(windows, whole, strict=True) if not all_of_it),
+                default=(0, 0),
+            )
+            positions = [([BEGINNING] + [entry[2] for entry in window if entry[0] <= floor])[-1] for window in windows]
+            events: list[Event] = []
+            for order, shard, entry_id, fields in sorted(
+                (e for window in windows for e in window), key=itemgetter(0, 1)
+            ):
+                if order > floor:
+                    positions[shard] = entry_id
+                    if _fits(fields, query):
+                        events.append(event_of(".".join(positions), fields))
+            if len(events) >= count or all(whole) or reach >= LOOKED_BACK:
+                return {"events": events[-count:], "next": ".".join(positions)}
+            reach *= 4
+
     def _parse(self, after: str | None) -> list[str]:
         shards = len(self._scripts.shards)
         if not after or after == "0":
@@ -69,6 +97,13 @@ class Feed:
         """The next entries of all shards in order, ``limit`` at most."""
         batches = await together(self._read_shard(shard, position, limit) for shard, position in enumerate(positions))
         return sorted((entry for batch in batches for entry in batch), key=itemgetter(0, 1))[:limit]
+
+    async def _read_back(self, shard: int, limit: int) -> list[_Entry]:
+        """The newest entries of a shard, oldest first."""
+        rows: list[Any] = await self._scripts.command(
+            "XREVRANGE", self._scripts.shards[shard].events, "+", "-", "COUNT", limit
+        )
+        return [(_order(row[0]), shard, _stream_id(row[0]), row[1]) for row in reversed(rows)]
 
     async def _read_shard(self, shard: int, position: str, limit: int) -> list[_Entry]:
         """Reads from the position itself, for only an entry that is still there tells that none behind it is lost."""
