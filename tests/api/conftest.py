@@ -97,15 +97,15 @@ async def running(settings: Settings, **transport: Any) -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def listening(settings: Settings) -> AsyncIterator[str]:
-    """The address of a uvicorn in this process that serves the application."""
+async def listening(settings: Settings, port: int = 0) -> AsyncIterator[str]:
+    """The address of a uvicorn in this process that serves the application; ``port``: to come back where one was."""
     config = uvicorn.Config(create_app(settings), log_config=None, ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
 
     async def started() -> bool:
         return server.started or task.done()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         # Sockets made from it inherit that: head and body are written apart, and would wait 40 ms for each other.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.create_task(server.serve(sockets=[listener]))
