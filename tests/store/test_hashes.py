@@ -1,4 +1,4 @@
-"""Hashes: many at once, each in its place, as text; and nobody gets the values of another."""
+"""Hashes: many at once, each in its place; and nobody gets the values of another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from pydantic_core import from_json
 
 from tests.clockwork import advance
 from tests.redis_server import running_redis
@@ -14,11 +15,11 @@ from tests.store.wire import ODD_TEXTS, a_run
 from tracker.errors import StoreFault, StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
-from tracker.store.hashes import Hashes, Values
-from tracker.store.snapshot import FIELDS, build
+from tracker.store.hashes import Hashes
+from tracker.store.snapshot import FIELDS, Values, quoting, write
 from tracker.store.store import Store, open_store
 
-NOBODY = "0199b1f2-6c1e-7000-9a55-0c3f3f8f2a10"
+NOBODY = b"0199b1f2-6c1e-7000-9a55-0c3f3f8f2a10"
 TIMEOUT = 0.3
 SLACK = 0.7
 
@@ -30,14 +31,15 @@ async def hashes(store: Store, settings: Settings) -> AsyncIterator[Hashes]:
     await hashes.close()
 
 
-async def make(store: Store, count: int) -> list[str]:
+async def make(store: Store, count: int) -> list[bytes]:
     """The ids of sessions whose agent is named by their number."""
     created = await asyncio.gather(*(store.sessions.create(a_run(f"t{n}", str(n))) for n in range(count)))
-    return [one.session["id"] for one in created]
+    return [one.session["id"].encode() for one in created]
 
 
 def agents(rows: list[Values]) -> list[str | None]:
-    return [row[FIELDS.index("agent")] for row in rows]
+    found = [row[FIELDS.index("agent")] for row in rows]
+    return [None if agent is None else agent.decode() for agent in found]
 
 
 async def test_no_ids_have_no_values(store: Store, hashes: Hashes) -> None:
@@ -60,8 +62,8 @@ async def test_values_are_what_a_session_is_built_of(store: Store, hashes: Hashe
     await store.sessions.request_stop(Target.task("t1"))
     session = await store.sessions.get(Target.task("t1"))
     assert session is not None
-    (values,) = await hashes.read(store.scripts.shards[0], [session["id"]])
-    assert build(session["id"], values) == session
+    (values,) = await hashes.read(store.scripts.shards[0], [session["id"].encode()])
+    assert from_json(write(session["id"].encode(), values)) == session
 
 
 async def test_who_is_gone_has_no_values_and_takes_nobodys_place(store: Store, hashes: Hashes) -> None:
@@ -95,8 +97,8 @@ async def test_a_reader_that_leaves_disturbs_nobody(store: Store, hashes: Hashes
 async def test_a_key_of_the_wrong_type_is_a_fault_and_shifts_nobodys_values(store: Store, hashes: Hashes) -> None:
     ids = await make(store, 10)
     shard = store.scripts.shards[0]
-    await store.scripts.command("DEL", f"{shard.prefix}session:{ids[4]}")
-    await store.scripts.command("RPUSH", f"{shard.prefix}session:{ids[4]}", "planted")
+    await store.scripts.command("DEL", f"{shard.prefix}session:{ids[4].decode()}")
+    await store.scripts.command("RPUSH", f"{shard.prefix}session:{ids[4].decode()}", "planted")
     with pytest.raises(StoreFault):
         await hashes.read(shard, ids)
     others = ids[:4] + ids[5:]
@@ -107,12 +109,12 @@ async def test_what_is_no_text_is_shown_as_such_and_disturbs_nobody(store: Store
     """Only somebody else can have written it."""
     session_id, other = await make(store, 2)
     shard = store.scripts.shards[0]
-    await store.scripts.command("HSET", f"{shard.prefix}session:{session_id}", "about", b"a\xff")
-    session = await store.sessions.get(Target.id(session_id))
+    await store.scripts.command("HSET", f"{shard.prefix}session:{session_id.decode()}", "about", b"a\xff")
+    session = await store.sessions.get(Target.id(session_id.decode()))
     assert session is not None
     assert session["taskDescription"] == "a\ufffd"
     values, _ = rows = await hashes.read(shard, [session_id, other])
-    assert build(session_id, values) == session
+    assert from_json(write(session_id, values, quoting(rows))) == session
     assert agents(rows) == ["0", "1"]
 
 

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+from pydantic_core import from_json
 
 from tests.audit import audit
 from tests.clockwork import advance, outage
@@ -105,7 +106,7 @@ async def test_hashes_indices_counters_and_feed_agree_after_anything(
 
             await together(caller() for _ in range(40))
             total = await audit(store)
-            everybody = [session async for chunk in store.listing.chunks(a_list()) for session in chunk]
+            everybody = [from_json(session) async for chunk in store.listing.chunks(a_list()) for session in chunk]
             assert len(everybody) <= total
             tasks = Counter(session["taskId"] for session in everybody if session["taskId"] is not None)
             assert set(tasks.values()) <= {1}, "a task has two live sessions"

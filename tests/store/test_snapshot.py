@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from tests.store.wire import a_run
 from tracker.models import Session
-from tracker.store.snapshot import decode, encode, seconds, timestamp
+from tracker.store.snapshot import FIELDS, Values, decode, encode, escape, quoting, seconds, timestamp, write
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 SOME_ID = b"0199b1f2-6c1e-7003-9a55-0c3f3f8f2a10"
@@ -90,3 +91,35 @@ def test_a_session_of_which_only_id_and_start_are_left_reads_as_empty() -> None:
     assert session["id"] == SOME_ID.decode()
     assert (session["agentId"], session["triggerType"], session["taskId"]) == ("", "", None)
     assert session["startedAt"] == session["lastHeartbeatAt"] == session["expiresAt"]
+
+
+def a_row(**fields: bytes) -> Values:
+    known = {"agent": b"a", "trigger": b"t", "started": b"1", "due": b"1501", "ttl": b"1500", **fields}
+    return [known.get(field) for field in FIELDS]
+
+
+@given(st.lists(st.binary(max_size=8) | TEXTS.map(str.encode), max_size=5))
+def test_whatever_stands_in_a_chunk_of_hashes_is_written_as_if_escaped_one_by_one(texts: list[bytes]) -> None:
+    """What needs escaping in one of them must not slip through beside many that do not."""
+    names = ("agent", "task", "about", "progress")
+    rows = [a_row(), *(a_row(**{names[number % len(names)]: text}) for number, text in enumerate(texts))]
+    quote = quoting(rows)
+    assert [write(SOME_ID, row, quote) for row in rows] == [write(SOME_ID, row) for row in rows]
+    for row in rows:
+        assert list(from_json(write(SOME_ID, row, quote))) == list(Session.__annotations__)
+
+
+@pytest.mark.parametrize("text", [b'"', b"\\", b"\n", b"\x00", b"\x1f", b"\xff", "\u00e9".encode()[:1]])
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - {"started", "due", "ttl", "stop", "meta"}))
+def test_one_text_that_needs_more_than_quotes_is_noticed_in_any_field(field: str, text: bytes) -> None:
+    assert quoting([a_row()] * 3 + [a_row(**{field: b"a" + text})]) is escape
+
+
+def test_texts_that_need_no_more_than_quotes_get_no_more() -> None:
+    plain = quoting([a_row(about="\u00e9\u2028\U0001f984 /<>'&".encode(), meta=b'{"k":"\\""}', progress=b"")])
+    assert plain is not escape
+    assert plain(b"x") == b'"x"'
+
+
+def test_halves_of_a_character_in_two_texts_make_no_whole_one() -> None:
+    assert quoting([a_row(task=b"\xc3", trigger=b"\xa9")]) is escape

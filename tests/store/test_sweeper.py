@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from pydantic_core import from_json
 
 from tests.audit import audit
 from tests.clockwork import advance, outage
@@ -40,7 +41,7 @@ async def make(store: Store, *tasks: str, **fields: Any) -> dict[str, Session]:
 
 async def alive(store: Store) -> set[str | None]:
     """The tasks that have a live session."""
-    return {session["taskId"] async for chunk in store.listing.chunks(a_list()) for session in chunk}
+    return {from_json(session)["taskId"] async for chunk in store.listing.chunks(a_list()) for session in chunk}
 
 
 async def ended(store: Store) -> list[Event]:

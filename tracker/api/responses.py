@@ -23,9 +23,8 @@ from tracker.errors import (
     StoreFault,
     StoreUnavailable,
 )
-from tracker.models import Session
 
-__all__ = ["ERRORS", "Answer", "Errors", "NotFound", "answer", "stream_sessions"]
+__all__ = ["ERRORS", "Answer", "Errors", "NotFound", "answer", "page_of_sessions", "stream_sessions"]
 
 logger = logging.getLogger("tracker.api")
 
@@ -42,8 +41,8 @@ class Answer:
 
     __slots__ = ("body", "headers", "status_code")
 
-    def __init__(self, body: Any, status_code: int, headers: Mapping[str, str] | None) -> None:
-        self.body = to_json(body)
+    def __init__(self, body: bytes, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        self.body = body
         self.status_code = status_code
         self.headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(self.body))]
         if headers:
@@ -56,26 +55,31 @@ class Answer:
 
 def answer(body: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """A JSON answer."""
-    return Answer(body, status_code, headers)
+    return Answer(to_json(body), status_code, headers)
 
 
-async def stream_sessions(chunks: AsyncGenerator[list[Session], None]) -> Answer | StreamingResponse:
+def page_of_sessions(sessions: list[bytes], cursor: str | None) -> Answer:
+    """A page of sessions, which are JSON already."""
+    return Answer(b'{"sessions":[%b],"nextCursor":%b}' % (b",".join(sessions), to_json(cursor)))
+
+
+async def stream_sessions(chunks: AsyncGenerator[list[bytes], None]) -> Answer | StreamingResponse:
     """All sessions as one JSON object, written chunk by chunk: memory stays flat however many there are.
 
     The first chunk is read before the answer begins, so a store that is away is an honest 503. If it goes away later,
     the connection is cut: a list that looks whole is whole.
     """
-    first: list[Session] = await anext(chunks, [])
+    first: list[bytes] = await anext(chunks, [])
     second = await anext(chunks, None)
     if second is None:
-        return answer({"sessions": first})
+        return Answer(b'{"sessions":[%b]}' % b",".join(first))
 
     async def written() -> AsyncIterator[bytes]:
         async with aclosing(chunks):
-            yield b'{"sessions":' + to_json(first)[:-1]
-            yield b"," + to_json(second)[1:-1]
+            yield b'{"sessions":[' + b",".join(first)
+            yield b"," + b",".join(second)
             async for chunk in chunks:
-                yield b"," + to_json(chunk)[1:-1]
+                yield b"," + b",".join(chunk)
             yield b"]}"
 
     return StreamingResponse(written(), media_type=JSON.decode())

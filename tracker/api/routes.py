@@ -14,7 +14,7 @@ from tracker.api import dashboard, docs
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
 from tracker.api.requests import idempotency_key, read_body, read_query, store_of
-from tracker.api.responses import NotFound, answer, stream_sessions
+from tracker.api.responses import NotFound, answer, page_of_sessions, stream_sessions
 from tracker.api.routing import NoSuchPath
 from tracker.errors import StoreError
 from tracker.models import (
@@ -61,8 +61,7 @@ async def list_sessions(request: Request) -> ASGIApp:
     query, listing = read_query(request, ListSessions), store_of(request).listing
     if query.limit is None:
         return await stream_sessions(listing.chunks(query))
-    sessions, cursor = await listing.page(query, query.limit)
-    return answer(Sessions(sessions=sessions, nextCursor=cursor))
+    return page_of_sessions(*await listing.page(query, query.limit))
 
 
 @route(

@@ -1,4 +1,4 @@
-"""Hashes: reads the hashes of many sessions at once, as text.
+"""Hashes: reads the hashes of many sessions at once.
 
 On a Redis the commands go out ready packed through a pipe of their own, so that heartbeats never queue behind a chunk
 of a listing; the embedded store gets them as a pipeline.
@@ -18,12 +18,9 @@ from tracker.store.connection import fault_of, translated
 from tracker.store.keys import Shard
 from tracker.store.pipe import Pipe
 from tracker.store.scripts import Scripts
-from tracker.store.snapshot import FIELDS
+from tracker.store.snapshot import FIELDS, Values
 
-__all__ = ["Hashes", "Values"]
-
-Values = Sequence[str | None]
-"""A hash's values in the order of FIELDS; all of them None where there is no such hash."""
+__all__ = ["Hashes"]
 
 ID_LENGTH = 36
 _TAIL = b"".join(b"\r\n$%d\r\n%s" % (len(field), field.encode()) for field in FIELDS) + b"\r\n"
@@ -35,9 +32,9 @@ class Hashes:
     def __init__(self, scripts: Scripts, *, embedded: bool) -> None:
         self._scripts = scripts
         pool = cast("BlockingConnectionPool", scripts.client.connection_pool)
-        self._pipe = None if embedded else Pipe(pool, encoding="utf-8")
+        self._pipe = None if embedded else Pipe(pool)
 
-    async def read(self, shard: Shard, ids: Sequence[str]) -> list[Values]:
+    async def read(self, shard: Shard, ids: Sequence[bytes]) -> list[Values]:
         """The values of each session's hash, in the order of the ids."""
         if not ids:
             return []
@@ -56,7 +53,7 @@ class Hashes:
         if self._pipe is not None:
             await self._pipe.close()
 
-    async def _read_piped(self, pipe: Pipe, shard: Shard, ids: Sequence[str]) -> list[Any]:
+    async def _read_piped(self, pipe: Pipe, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
         arrived: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
         def land(replies: list[Any]) -> None:
@@ -65,7 +62,7 @@ class Hashes:
 
         prefix = f"{shard.prefix}session:"
         head = f"*{len(FIELDS) + 2}\r\n$5\r\nHMGET\r\n${len(prefix) + ID_LENGTH}\r\n{prefix}".encode()
-        commands = head + (_TAIL + head).join([session_id.encode() for session_id in ids]) + _TAIL
+        commands = head + (_TAIL + head).join(ids) + _TAIL
         try:
             async with asyncio.timeout(self._scripts.timeout):
                 await pipe.open()
@@ -76,10 +73,9 @@ class Hashes:
             pipe.abort(why)
             raise StoreUnavailable(why) from None
 
-    async def _read_embedded(self, shard: Shard, ids: Sequence[str]) -> list[Any]:
+    async def _read_embedded(self, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
         pipeline = self._scripts.client.pipeline(transaction=False)
         for session_id in ids:
-            pipeline.hmget(f"{shard.prefix}session:{session_id}", FIELDS)
+            pipeline.hmget(f"{shard.prefix}session:{session_id.decode()}", FIELDS)
         with translated():
-            replies = await pipeline.execute()
-        return [[None if value is None else value.decode(errors="replace") for value in values] for values in replies]
+            return await pipeline.execute()

@@ -10,12 +10,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
 
+from pydantic_core import to_json
+
 from tracker.models import ListSessions, Session, Target
 from tracker.store.hashes import Hashes
 from tracker.store.keys import Shard
 from tracker.store.scripts import Scripts, together
 from tracker.store.sessions import SessionStore
-from tracker.store.snapshot import FIELDS, build
+from tracker.store.snapshot import FIELDS, quoting, write
 
 __all__ = ["Listing"]
 
@@ -26,22 +28,25 @@ DUE = FIELDS.index("due")
 WINDOW = 4000
 """Ids asked for at once: some 1 ms of Redis's time."""
 
-Place = tuple[int, str]
+Place = tuple[int, bytes]
 """Where a session stands: (started in ms, id)."""
-Entry = tuple[Place, Session]
-_Window = tuple[Place | None, int, list[str]]
+Entry = tuple[Place, bytes]
+"""A session's place, and the session as JSON."""
+_Window = tuple[Place | None, int, list[bytes]]
 """Where to go on below (None: nowhere), the cutoff (ms), the ids of what to look at."""
 
 
 class Listing:
-    """Reads the live sessions that a query asks for. Raises StoreUnavailable as each chunk has its own deadline."""
+    """Reads the live sessions that a query asks for, each as the JSON that goes over the wire: a dict of it costs more
+    than all the rest. Raises StoreUnavailable as each chunk has its own deadline.
+    """
 
     def __init__(self, scripts: Scripts, sessions: SessionStore, hashes: Hashes) -> None:
         self._scripts = scripts
         self._sessions = sessions
         self._hashes = hashes
 
-    async def page(self, query: ListSessions, limit: int) -> tuple[list[Session], str | None]:
+    async def page(self, query: ListSessions, limit: int) -> tuple[list[bytes], str | None]:
         """At most ``limit`` sessions, and the cursor of the next page; None at the end."""
         found: list[Entry] = []
         async with aclosing(self._walk(query, limit + 1)) as walk:
@@ -53,9 +58,9 @@ class Listing:
         if len(found) <= limit:
             return sessions, None
         started, session_id = found[limit - 1][0]
-        return sessions, f"{started}_{session_id}"
+        return sessions, f"{started}_{session_id.decode()}"
 
-    async def chunks(self, query: ListSessions) -> AsyncGenerator[list[Session], None]:
+    async def chunks(self, query: ListSessions) -> AsyncGenerator[list[bytes], None]:
         """All sessions, a chunk at a time; no chunk is empty."""
         async with aclosing(self._walk(query, WINDOW)) as walk:
             async for chunk in walk:
@@ -65,7 +70,7 @@ class Listing:
         if query.task_id:
             session = await self._sessions.get(Target.task(query.task_id))
             if session is not None and _fits(session, query):
-                yield [(_place(session), session)]
+                yield [(_place(session), to_json(session))]
             return
         below = _parse(query.cursor) if query.cursor else None
         walks = [_ShardWalk(self._scripts, self._hashes, shard, query, below, window) for shard in self._scripts.shards]
@@ -80,7 +85,7 @@ class Listing:
 
 def _place(session: Session) -> Place:
     started = datetime.fromisoformat(session["startedAt"])
-    return round(started.timestamp() * 1000), session["id"]
+    return round(started.timestamp() * 1000), session["id"].encode()
 
 
 def _fits(session: Session, query: ListSessions) -> bool:
@@ -98,7 +103,7 @@ def _fits(session: Session, query: ListSessions) -> bool:
 
 def _parse(cursor: str) -> Place:
     started, _, session_id = cursor.partition("_")
-    return int(started), session_id
+    return int(started), session_id.encode()
 
 
 def _merge(walks: list[_ShardWalk]) -> list[Entry]:
@@ -142,7 +147,7 @@ class _ShardWalk:
         self._below = below
         self._size = window
         self._window: asyncio.Task[_Window] | None = None
-        self._ids: list[str] = []
+        self._ids: list[bytes] = []
         self._cutoff = 0
         self._chunk: asyncio.Task[list[Entry]] | None = None
 
@@ -176,17 +181,18 @@ class _ShardWalk:
         ids, self._ids = self._ids[:CHUNK], self._ids[CHUNK:]
         self._chunk = asyncio.create_task(self._read_chunk(ids, self._cutoff)) if ids else None
 
-    async def _read_window(self, below: tuple[int | str, str]) -> _Window:
+    async def _read_window(self, below: tuple[int | str, str | bytes]) -> _Window:
         (state, started, session_id, cutoff), ids = await self._scripts.run(
             "list", self._shard, self._agent, *below, self._size, *self._matches
         )
-        place = None if state == b"done" else (int(started), session_id.decode())
-        return place, int(cutoff), [found.decode() for found in ids]
+        place = None if state == b"done" else (int(started), session_id)
+        return place, int(cutoff), ids
 
-    async def _read_chunk(self, ids: list[str], cutoff: int) -> list[Entry]:
-        rows = zip(ids, await self._hashes.read(self._shard, ids), strict=True)
+    async def _read_chunk(self, ids: list[bytes], cutoff: int) -> list[Entry]:
+        rows = await self._hashes.read(self._shard, ids)
+        quote = quoting(rows)
         return [
-            ((int(values[STARTED] or 0), session_id), build(session_id, values))
-            for session_id, values in rows
+            ((int(values[STARTED] or 0), session_id), write(session_id, values, quote))
+            for session_id, values in zip(ids, rows, strict=True)
             if int(values[DUE] or 0) > cutoff
         ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tracker.models import CreateSession, Session
 
-__all__ = ["FIELDS", "build", "decode", "encode", "seconds", "timestamp"]
+__all__ = ["FIELDS", "Values", "decode", "encode", "escape", "quoting", "seconds", "timestamp", "write"]
 
+Values = Sequence[bytes | None]
+"""A hash's values in the order of FIELDS; all of them None where there is no such hash."""
 
 FIELDS = (
     "agent",
@@ -33,6 +35,10 @@ FIELDS = (
 _FIELD_BYTES = tuple(field.encode() for field in FIELDS)
 _MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
 
+_NULL = b"null"
+_OBJECT = b"{%b}" % b",".join(b'"%b":%%b' % name.encode() for name in Session.__annotations__)
+_QUOTED_MILLISECONDS = tuple(b'%b"' % text.encode() for text in _MILLISECONDS)
+
 
 @lru_cache(maxsize=8192)
 def _second(second: int) -> str:
@@ -40,10 +46,15 @@ def _second(second: int) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _life(ttl: str | None) -> tuple[int, float]:
-    """A TTL in milliseconds and in seconds: a fleet knows few different ones."""
+def _quoted_second(second: int) -> bytes:
+    return b'"%b' % _second(second).encode()
+
+
+@lru_cache(maxsize=8192)
+def _life(ttl: bytes | None) -> tuple[int, bytes]:
+    """A TTL in milliseconds, and in seconds as JSON: a fleet knows few different ones."""
     ms = int(ttl or 0)
-    return ms, seconds(ms)
+    return ms, to_json(seconds(ms))
 
 
 def timestamp(ms: int) -> str:
@@ -76,12 +87,32 @@ def encode(request: CreateSession) -> list[str | bytes]:
 def decode(session_id: bytes, flat: Sequence[bytes]) -> Session:
     """The session of an id and its hash as field, value, ...; other fields among them are passed over."""
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    values = [fields.get(field) for field in _FIELD_BYTES]
-    return build(session_id.decode(), [None if value is None else value.decode(errors="replace") for value in values])
+    session: Session = from_json(write(session_id, [fields.get(field) for field in _FIELD_BYTES], escape))
+    return session
 
 
-def build(session_id: str, values: Sequence[str | None]) -> Session:
-    """The session of an id and its hash's values in the order of FIELDS.
+def quoting(rows: Iterable[Values]) -> Callable[[bytes], bytes]:
+    """What makes JSON of the texts in these hashes.
+
+    Hardly any text needs more than quotes around it, and one look at all of them costs far less than to escape each.
+    """
+    texts = b" ".join([b" ".join(filter(None, values[:-1])) for values in rows])
+    try:
+        return _quote if len(to_json(texts)) == len(texts) + 2 else escape
+    except PydanticSerializationError:  # somebody else has written what is no text
+        return escape
+
+
+def escape(text: bytes) -> bytes:
+    """A text as JSON; what is no text in it has U+FFFD in its place."""
+    return to_json(text.decode(errors="replace"))
+
+
+_quote = b'"%b"'.__mod__
+
+
+def write(session_id: bytes, values: Values, quote: Callable[[bytes], bytes] = escape) -> bytes:
+    """The session of an id and its hash's values, as JSON. ``quote`` makes JSON of its texts: see ``quoting``.
 
     All that is left of a session that outlived its grace unswept is its id and its start; the rest reads as empty.
     """
@@ -89,21 +120,22 @@ def build(session_id: str, values: Sequence[str | None]) -> Session:
     begun = int(started or 0)
     deadline = begun if due is None else int(due)
     life, life_seconds = _life(ttl)
-    return {
-        "id": session_id,
-        "agentId": agent or "",
-        "taskId": task,
-        "triggerType": trigger or "",
-        "inboxMessageId": inbox,
-        "taskDescription": about,
-        "startedAt": timestamp(begun),
-        "lastHeartbeatAt": timestamp(deadline - life),
-        "runnerSessionId": runner,
-        "providerSessionId": provider,
-        "runtimeInstanceId": runtime,
-        "ttlSeconds": life_seconds,
-        "expiresAt": timestamp(deadline),
-        "progress": progress,
-        "stopRequestedAt": None if stop is None else timestamp(int(stop)),
-        "metadata": {} if meta is None else from_json(meta),
-    }
+    beat = deadline - life
+    return _OBJECT % (
+        quote(session_id),
+        quote(agent or b""),
+        _NULL if task is None else quote(task),
+        quote(trigger or b""),
+        _NULL if inbox is None else quote(inbox),
+        _NULL if about is None else quote(about),
+        _quoted_second(begun // 1000) + _QUOTED_MILLISECONDS[begun % 1000],
+        _quoted_second(beat // 1000) + _QUOTED_MILLISECONDS[beat % 1000],
+        _NULL if runner is None else quote(runner),
+        _NULL if provider is None else quote(provider),
+        _NULL if runtime is None else quote(runtime),
+        life_seconds,
+        _quoted_second(deadline // 1000) + _QUOTED_MILLISECONDS[deadline % 1000],
+        _NULL if progress is None else quote(progress),
+        _NULL if stop is None else quote(timestamp(int(stop)).encode()),
+        meta or b"{}",
+    )
