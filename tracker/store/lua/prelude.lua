@@ -86,15 +86,16 @@ end
 local function renew(id, found, ...)
   local earlier, started, ttl = tonumber(found[1]), tonumber(found[2]), tonumber(found[3])
   local agent, task, due = found[4], found[5], now + ttl
-  redis.call('PEXPIRE', SESSION .. id, ms(ttl + GRACE))
-  redis.call('HSET', SESSION .. id, 'due', ms(due), ...)
-  redis.call('ZADD', DEADLINES, ms(due), id)
+  local key, due_text = SESSION .. id, ms(due)
+  redis.call('PEXPIRE', key, ms(ttl + GRACE))
+  redis.call('HSET', key, 'due', due_text, ...)
+  redis.call('ZADD', DEADLINES, due_text, id)
   if math.floor((earlier - started) / ttl) ~= math.floor((due - started) / ttl) then
     local life = 2 * ttl + GRACE
     if task then redis.call('PEXPIRE', TASK .. task, ms(life)) end
     keep_index(life, agent)
   end
-  return ms(due)
+  return due_text
 end
 
 local function count(key, member, by)
