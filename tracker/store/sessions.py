@@ -158,14 +158,13 @@ class SessionStore:
         shard = self._shard_of(target)
         if shard is None:
             return None
-        reply = await self._call(script, shard, (target.kind, target.value, *rest))
+        reply = _checked(await self._submit(script, shard, (target.kind, target.value, *rest)))
         if reply[0] == b"conflict":
             raise Conflict("Another session is the live one of this task", decode(reply[1], reply[2:]))
         return reply
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
-        future = self._submit(script, shard, operation)
-        return _checked(await future)
+        return _checked(await self._submit(script, shard, operation))
 
     def _submit(self, script: str, shard: int, operation: Operation) -> asyncio.Future[Reply]:
         batcher = self._batchers.get((script, shard))
