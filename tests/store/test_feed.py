@@ -195,7 +195,7 @@ async def test_nothing_and_zero_both_mean_from_the_beginning(store: Store, after
     ids=["all", "type", "agent", "both"],
 )
 async def test_the_last_events_are_the_end_of_all_and_reading_goes_on_behind_them(
-    store: Store, monkeypatch: pytest.MonkeyPatch, count: int, fields: dict[str, str]
+    store: Store, monkeypatch: pytest.MonkeyPatch, count: int, fields: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("tracker.store.feed.SCAN", 2)
     await live_some_lives(store)
