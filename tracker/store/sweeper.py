@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tracker.errors import StoreError, StoreFault
 from tracker.models import Cleanup
 from tracker.settings import Settings
-from tracker.store.connection import translated
+from tracker.store.connection import fault_of, translated
 from tracker.store.keys import Shard
 from tracker.store.scripts import Argument, Scripts, together
 from tracker.store.snapshot import timestamp
@@ -76,8 +76,8 @@ class Sweeper:
     async def cleanup(self, request: Cleanup) -> int:
         """Ends the sessions that a cleanup asks for; how many this very call ended.
 
-        Works in batches, each with its own deadline. Raises StoreUnavailable when the store goes away in between, and
-        StoreFault when some sessions could not be ended; the others are, then.
+        Works in batches, each with its own deadline. Raises StoreUnavailable when the store goes away in between or
+        refuses to write, and StoreFault when some sessions could not be ended; the others are, then.
         """
         filtered = request.agent_id or request.runtime_instance_id or request.max_age_minutes is not None
         if not filtered:
@@ -152,4 +152,5 @@ class Sweeper:
 def _raise_for(failures: list[_Swept]) -> None:
     if failures:
         count = sum(shard.failed for shard in failures)
-        raise StoreFault(f"{count} sessions could not be ended: {failures[0].why}")
+        kind = type(fault_of(failures[0].why))
+        raise kind(f"{count} sessions could not be ended: {failures[0].why}")
