@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 
 import hiredis
 
+from tests.patience import until
+
 __all__ = ["FAULTS", "NOISE", "FaultProxy", "running_proxy"]
 
 FAULTS = ("delay", "drop", "half-close", "reset", "garbage")
@@ -24,7 +26,8 @@ class FaultProxy:
 
     ``to`` is the port that new connections lead to. ``delay`` (s) holds back each piece of every reply. ``rate`` is the
     chance that a piece suffers one of FAULTS, drawn from ``chance``; ``next`` names the fault of the very next piece.
-    A connection that drops says nothing any more, but stays open, as one that a firewall has forgotten.
+    ``open`` counts the connections that neither side has closed, ``done`` the faults.
+    A connection that drops one says nothing any more, but stays open, as one that a firewall has forgotten.
     """
 
     def __init__(self, to: int, chance: random.Random) -> None:
@@ -34,58 +37,67 @@ class FaultProxy:
         self.rate = 0.0
         self.next: str | None = None
         self.accepted = 0
+        self.open = 0
         self.done: Counter[str] = Counter()
         self._chance = chance
-        self._serving: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._silent = 0
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def open(self) -> int:
-        """Connections that neither side has closed."""
-        return len(self._serving)
+    def mute(self) -> None:
+        """The connections that there are now drop all that comes; new ones do not."""
+        self._silent = self.accepted
 
     async def serve(self, pod: asyncio.StreamReader, to_pod: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
+        number = self.accepted = self.accepted + 1
+        self.open += 1
         writers = [to_pod]
         try:
             with contextlib.suppress(OSError):
                 redis, to_redis = await asyncio.open_connection("127.0.0.1", self.to, limit=READ_BYTES)
                 writers.append(to_redis)
-                pumps = {asyncio.create_task(self._ask(pod, to_redis)), asyncio.create_task(self._tell(redis, to_pod))}
-                try:
-                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for pump in pumps:
-                        pump.cancel()
-                    await asyncio.gather(*pumps, return_exceptions=True)
+                directions = (self._ask(pod, to_redis), self._tell(redis, to_pod, number))
+                await self._either([asyncio.create_task(direction) for direction in directions])
         finally:
             for writer in writers:
                 writer.transport.abort()
-            self._serving.discard(task)
+            self.open -= 1
 
     async def close(self) -> None:
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        for pump in self._pumps:
+            pump.cancel()
+
+        async def all_closed() -> bool:
+            return self.open == 0
+
+        await until(all_closed)
+
+    async def _either(self, pumps: list[asyncio.Task[None]]) -> None:
+        """Until one of them ends, and then the other must."""
+        self._pumps.update(pumps)
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        self._pumps.difference_update(pumps)
 
     async def _ask(self, pod: asyncio.StreamReader, to_redis: asyncio.StreamWriter) -> None:
         while piece := await pod.read(READ_BYTES):
             to_redis.write(piece)
             await to_redis.drain()
 
-    async def _tell(self, redis: asyncio.StreamReader, to_pod: asyncio.StreamWriter) -> None:
+    async def _tell(self, redis: asyncio.StreamReader, to_pod: asyncio.StreamWriter, number: int) -> None:
         begun = b""
         while piece := await redis.read(READ_BYTES):
             fault = self._fault(between=not begun)
             begun = _unfinished(begun + piece)
             if self.delay:
                 await asyncio.sleep(self.delay)
+            if number <= self._silent:
+                fault = "drop"
             match fault:
                 case "delay":
                     await asyncio.sleep(self._chance.random() * DELAY_SECONDS)

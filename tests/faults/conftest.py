@@ -20,6 +20,7 @@ SLACK_SECONDS = 0.75
 POSSIBLE_ID = "0199b1f2-6c1e-7000-8a55-0c3f3f8f2a10"
 BODY: Json = {
     "agentId": "a",
+    "taskId": "t2",
     "triggerType": "t",
     "taskIds": ["t1"],
     "sessionIds": [POSSIBLE_ID],
@@ -30,11 +31,12 @@ BODY: Json = {
 
 def every_call() -> list[tuple[str, str, dict[str, str]]]:
     """Method, path and headers of a call of each route of the API, and of the ways to call that differ inside."""
-    calls: list[tuple[str, str, dict[str, str]]] = [
-        (operation.method, operation.path.replace("{taskId}", "t1").replace("{id}", POSSIBLE_ID), {})
-        for operation in OPERATIONS
-        if operation.path.startswith("/api/")
-    ]
+    calls: list[tuple[str, str, dict[str, str]]] = []
+    for operation in OPERATIONS:
+        if operation.path.startswith("/api/"):
+            task = "t3" if operation.method == "DELETE" else "t1"
+            path = operation.path.replace("{taskId}", task).replace("{id}", POSSIBLE_ID)
+            calls.append((operation.method, path, {}))
     calls += [("GET", f"{BASE}?limit=5", {}), ("GET", f"{BASE}?taskId=t1", {}), ("GET", f"{BASE}?triggerType=t", {})]
     calls += [("POST", BASE, {"Idempotency-Key": f"key {number}"}) for number in range(4)]
     return calls

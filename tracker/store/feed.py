@@ -56,7 +56,7 @@ class Feed:
                     events.append(event_of(".".join(positions), fields))
                     if len(events) == limit:
                         break
-            if len(events) == limit or not entries:
+            if len(events) == limit or len(entries) < reach:
                 return {"events": events, "next": ".".join(positions)}
 
     async def _last(self, query: ListEvents, count: int) -> EventPage:

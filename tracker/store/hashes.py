@@ -54,24 +54,28 @@ class Hashes:
             await self._pipe.close()
 
     async def _read_piped(self, pipe: Pipe, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
-        arrived: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._scripts.timeout
+        why = "the store did not answer in time"
+        try:
+            async with asyncio.timeout_at(deadline):
+                await pipe.open()
+        except TimeoutError:
+            raise StoreUnavailable(why) from None
+        arrived: asyncio.Future[list[Any]] = loop.create_future()
+        # Not the caller's own time-out: one who leaves earlier would leave a silent connection to the next.
+        watch = loop.call_at(deadline, pipe.abort, why)
 
         def land(replies: list[Any]) -> None:
+            watch.cancel()
             if not arrived.done():
                 arrived.set_result(replies)
 
         prefix = f"{shard.prefix}session:"
         head = f"*{len(FIELDS) + 2}\r\n$5\r\nHMGET\r\n${len(prefix) + ID_LENGTH}\r\n{prefix}".encode()
         commands = head + (_TAIL + head).join(ids) + _TAIL
-        try:
-            async with asyncio.timeout(self._scripts.timeout):
-                await pipe.open()
-                pipe.call_many(commands, len(ids), land)
-                return await arrived
-        except TimeoutError:
-            why = "the store did not answer in time"
-            pipe.abort(why)
-            raise StoreUnavailable(why) from None
+        pipe.call_many(commands, len(ids), land)
+        return await arrived
 
     async def _read_embedded(self, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
         pipeline = self._scripts.client.pipeline(transaction=False)

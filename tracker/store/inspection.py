@@ -32,7 +32,9 @@ class Findings:
 
 async def inspect(scripts: Scripts, *, embedded: bool) -> Findings:
     """Checks layout and set-up. Raises StoreUnavailable or SchemaMismatch; a forbidden INFO or CONFIG is tolerated."""
-    replies = await scripts.enroll()
+    async with scripts.one_deadline():
+        replies = await scripts.enroll()
+        info = {} if embedded else await _info(scripts)
     holds = [int(reply[2]) for reply in replies if reply[2]]
     facts: dict[str, Any] = {"kind": "memory" if embedded else "redis", "shards": len(replies)}
     warnings: list[str] = []
@@ -43,7 +45,6 @@ async def inspect(scripts: Scripts, *, embedded: bool) -> Findings:
         warnings.append("the store is in memory: sessions are gone when this process stops")
         return Findings(facts, tuple(warnings))
 
-    info = await _info(scripts)
     version = str(info.get("valkey_version") or info.get("redis_version") or "")
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if version:

@@ -27,6 +27,8 @@ STARTED = FIELDS.index("started")
 DUE = FIELDS.index("due")
 WINDOW = 4000
 """Ids asked for at once: some 1 ms of Redis's time."""
+REACH = 1000
+"""Least of them looked at at once where a filter may pass over many: some 1 ms of Redis's time."""
 
 Place = tuple[int, bytes]
 """Where a session stands: (started in ms, id)."""
@@ -38,7 +40,9 @@ _Window = tuple[Place | None, int, list[bytes]]
 
 class Listing:
     """Reads the live sessions that a query asks for, each as the JSON that goes over the wire: a dict of it costs more
-    than all the rest. Raises StoreUnavailable as each chunk has its own deadline.
+    than all the rest.
+
+    Raises StoreUnavailable when a page, or the next chunk of all sessions, is not there within the deadline.
     """
 
     def __init__(self, scripts: Scripts, sessions: SessionStore, hashes: Hashes) -> None:
@@ -48,8 +52,10 @@ class Listing:
 
     async def page(self, query: ListSessions, limit: int) -> tuple[list[bytes], str | None]:
         """At most ``limit`` sessions, and the cursor of the next page; None at the end."""
+        filtered = query.trigger_type or query.runner_session_id or query.runtime_instance_id
+        window = max(limit + 1, REACH) if filtered else limit + 1
         found: list[Entry] = []
-        async with aclosing(self._walk(query, limit + 1)) as walk:
+        async with self._scripts.one_deadline(), aclosing(self._walk(query, window)) as walk:
             async for chunk in walk:
                 found += chunk
                 if len(found) > limit:
@@ -76,7 +82,8 @@ class Listing:
         walks = [_ShardWalk(self._scripts, self._hashes, shard, query, below, window) for shard in self._scripts.shards]
         try:
             while ahead := [walk for walk in walks if walk.ahead or not walk.done]:
-                await together(walk.fill() for walk in ahead)
+                async with self._scripts.one_deadline():
+                    await together(walk.fill() for walk in ahead)
                 if chunk := _merge(ahead):
                     yield chunk
         finally:

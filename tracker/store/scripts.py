@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, TypeVar, cast
 
@@ -76,16 +77,21 @@ class Scripts:
         Raises StoreUnavailable when there is none within the deadline, StoreFault when the script was refused,
         SchemaMismatch when the store is laid out for others.
         """
+        async with self.one_deadline():
+            await self.ensure_enrolled()
+            return await self._run(name, shard, arguments)
+
+    @asynccontextmanager
+    async def one_deadline(self) -> AsyncIterator[None]:
+        """All calls inside share one deadline, instead of having one each. Raises StoreUnavailable when it has come."""
         with translated():
             async with asyncio.timeout(self.timeout):
-                await self.ensure_enrolled()
-                return await self._run(name, shard, arguments)
+                yield
 
     async def enroll(self) -> list[list[bytes]]:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
-        with translated():
-            async with asyncio.timeout(self.timeout):
-                return await self._enroll()
+        async with self.one_deadline():
+            return await self._enroll()
 
     async def ensure_enrolled(self) -> None:
         """Checks the layout before the first call; as long as its caller lets it. Raises as ``enroll``."""
@@ -111,10 +117,9 @@ class Scripts:
 
     async def command(self, *words: Argument) -> Any:
         """The reply to a plain command, within the same deadline and with the same errors."""
-        with translated():
-            async with asyncio.timeout(self.timeout):
-                await self.ensure_enrolled()
-                return await self._execute(words)
+        async with self.one_deadline():
+            await self.ensure_enrolled()
+            return await self._execute(words)
 
     async def close(self) -> None:
         await self.client.aclose()

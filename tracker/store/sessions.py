@@ -57,9 +57,6 @@ class SessionStore:
         """Registers a run. Raises Conflict, or IdempotencyMismatch when the key came with another body before."""
         digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:32] if idempotency_key else ""
         shard = self._home(request, idempotency_key)
-        claimed = idempotency_key is not None and shard != shard_of_text(idempotency_key, self._shards)
-        if claimed:
-            await self._claim(idempotency_key or "", digest, IDEMPOTENCY_SECONDS * 1000)
         operation = (
             make_tail(shard),
             request.on_conflict or "supersede",
@@ -72,18 +69,15 @@ class SessionStore:
             request.task_id or "",
             *encode(request),
         )
-        reply = await self._call("create", shard, operation)
-        match reply[0]:
-            case b"created" | b"reused" | b"repeated" as outcome:
-                return Created(decode(reply[1], reply[2:]), outcome.decode())
-            case b"conflict":
-                if claimed:
-                    await self._claim(idempotency_key or "", digest, 0)
-                session = decode(reply[1], reply[2:])
-                raise Conflict(f"Task already has a live session, of agent {session['agentId']}", session)
-            case b"mismatch":
-                raise IdempotencyMismatch("This Idempotency-Key was used with another body")
-        raise _unexpected(reply)
+        if idempotency_key is None or shard == shard_of_text(idempotency_key, self._shards):
+            return await self._create(shard, operation)
+        async with self._scripts.one_deadline():
+            await self._claim(idempotency_key, digest, IDEMPOTENCY_SECONDS * 1000)
+            try:
+                return await self._create(shard, operation)
+            except Conflict:
+                await self._claim(idempotency_key, digest, 0)
+                raise
 
     async def get(self, target: Target) -> Session | None:
         """The live session meant, or None."""
@@ -142,6 +136,18 @@ class SessionStore:
         if target.kind == "id":
             return shard_of_id(target.value, self._shards)
         return shard_of_text(target.value, self._shards)
+
+    async def _create(self, shard: int, operation: Operation) -> Created:
+        reply = await self._call("create", shard, operation)
+        match reply[0]:
+            case b"created" | b"reused" | b"repeated" as outcome:
+                return Created(decode(reply[1], reply[2:]), outcome.decode())
+            case b"conflict":
+                session = decode(reply[1], reply[2:])
+                raise Conflict(f"Task already has a live session, of agent {session['agentId']}", session)
+            case b"mismatch":
+                raise IdempotencyMismatch("This Idempotency-Key was used with another body")
+        raise _unexpected(reply)
 
     async def _claim(self, key: str, digest: str, life_ms: int) -> None:
         """Sees to it that a key means one body even where two bodies' tasks lie in different shards.
