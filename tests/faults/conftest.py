@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,17 @@ def check(answer: httpx.Response, seconds: float, *expected: int) -> None:
         assert answer.headers["retry-after"] == "1"
         assert answer.json() == {"error": "The store cannot answer now, try again"}
     assert seconds < DEADLINE_SECONDS + SLACK_SECONDS, (answer.request.method, str(answer.request.url), seconds)
+
+
+@contextmanager
+def seeded() -> Iterator[random.Random]:
+    """Chance with another seed each time, or that of FAULTS_SEED; a failure tells which it was."""
+    seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(2**32))
+    try:
+        yield random.Random(seed)
+    except BaseException as error:
+        error.add_note(f"to repeat it: FAULTS_SEED={seed}")
+        raise
 
 
 @pytest.fixture

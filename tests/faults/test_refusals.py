@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.api.conftest import BASE, Api, running
 from tests.audit import audit
+from tests.fault_proxy import running_proxy
 from tests.faults.conftest import DEADLINE_SECONDS, FIELDS, SLACK_SECONDS, ask, check, every_call
 from tests.patience import until
 from tests.redis_server import RedisServer, running_redis
@@ -27,9 +28,9 @@ Refusal = Callable[[Redis, Path], AbstractAsyncContextManager[None]]
 
 @asynccontextmanager
 async def read_only(redis: Redis, directory: Path) -> AsyncIterator[None]:
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+    await redis.replicaof("127.0.0.1", 1)
     yield
-    await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+    await redis.replicaof("NO", "ONE")
 
 
 @asynccontextmanager
@@ -186,3 +187,35 @@ async def test_a_store_that_is_loading(tmp_path: Path) -> None:
                 assert (await ask(api, "GET", "/ready"))[0].json()["status"] == "unavailable"
                 await until(lambda: heartbeats(api))
                 assert await audit(api.store) == 30
+
+
+async def test_a_master_that_became_a_replica_is_left_for_the_one_that_the_address_leads_to_now(tmp_path: Path) -> None:
+    """As when a name, a virtual address or a Service moves: connections to the old one stay open, and only read."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with running_redis(tmp_path / "old", *at_once) as old, running_redis(tmp_path / "new", *at_once) as new:
+        async with (
+            running_proxy(old.port) as proxy,
+            running(Settings(store_url=proxy.url, shards=4, **FIELDS)) as api,
+            Redis(port=old.port, protocol=2) as operator,
+            Redis(port=new.port, protocol=2) as other,
+        ):
+            await asyncio.gather(*(ask(api, *call) for call in every_call()))
+            session = await api.create(taskId="t1")
+            await other.replicaof("127.0.0.1", old.port)
+
+            async def replicated() -> bool:
+                return (await operator.info("replication"))["connected_slaves"] == 1 and await other.dbsize() > 0
+
+            await until(replicated)
+            await other.replicaof("NO", "ONE")
+            await operator.replicaof("127.0.0.1", new.port)
+            proxy.to = new.port
+            await until(lambda: heartbeats(api), RECOVERY_SECONDS)
+            later = await api.create(taskId="t9", agentId="later")
+            assert later in (await api.get()).json()["sessions"]
+            assert (await api.get("/stats")).json()["sessions"] == len((await api.get()).json()["sessions"])
+            assert (await api.get("/by-task/t1")).json()["session"]["id"] == session["id"]
+            left = [one for one in await operator.client_list() if one["flags"] == "N" and one["cmd"] != "client|list"]
+            assert left == [], "connections to the old one"

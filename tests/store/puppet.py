@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-__all__ = ["Puppet", "echo", "resp", "running_puppet"]
+__all__ = ["Answer", "Puppet", "echo", "resp", "running_puppet"]
 
 Answer = Callable[[list[bytes], asyncio.StreamWriter], Awaitable[bytes]]
 

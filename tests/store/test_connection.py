@@ -16,7 +16,7 @@ from redis.asyncio import SSLConnection, UnixDomainSocketConnection
 
 from tests.redis_server import RedisServer, running_redis
 from tests.store.pools import pool_for, pool_of
-from tests.store.puppet import Puppet, resp, running_puppet
+from tests.store.puppet import Puppet, echo, resp, running_puppet
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 from tracker.models import Target
@@ -106,7 +106,7 @@ async def test_late_replies_to_a_handshake_that_was_given_up_are_nobodys(puppet:
 
     puppet.answer = answer
     puppet.greets.clear()
-    async with open_store(Settings(store_url=puppet.url, store_timeout_seconds=TIMEOUT)) as pod:
+    async with open_store(Settings(store_url=f"{puppet.url}?client_name=pod", store_timeout_seconds=TIMEOUT)) as pod:
         with pytest.raises(StoreUnavailable):
             await ask(pod, "first")
         second = asyncio.create_task(ask(pod, "second"))
@@ -235,6 +235,39 @@ async def test_what_is_no_redis_is_unavailable(pod: Store, puppet: Puppet, noise
     puppet.answer = babble
     with pytest.raises(StoreUnavailable):
         await pod.stats()
+
+
+@pytest.mark.parametrize("noise", [b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"*-1\r\n", b"*0\r\n"])
+async def test_what_no_script_replies_is_unavailable_and_the_true_reply_is_nobodys(
+    pod: Store, puppet: Puppet, noise: bytes
+) -> None:
+    """It comes late: the check for unread data, before the connection is used again, would not see it."""
+
+    async def answer(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+        puppet.answer = echo
+        asyncio.get_running_loop().call_later(0.02, writer.write, resp(own))
+        return noise
+
+    await call(pod, "warm")
+    puppet.answer = answer
+    with pytest.raises(StoreUnavailable, match="no reply"):
+        await call(pod, "first")
+    assert await call(pod, "second") == [b"second"]
+
+    async def answer_piped(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+        puppet.answer = find_nothing
+        asyncio.get_running_loop().call_later(0.02, writer.write, resp([[b"found", b"somebody else"]]))
+        return noise
+
+    puppet.answer = answer_piped
+    with pytest.raises(StoreUnavailable):
+        await pod.sessions.get(TASK)
+    assert await pod.sessions.get(TASK) is None
+
+
+async def find_nothing(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+    await asyncio.sleep(0.05)
+    return resp([[b"missing"]])
 
 
 DRIVER_ERRORS = [

@@ -17,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool
 
 from tests.redis_server import RedisServer
 from tests.store.pools import pool_for
-from tests.store.puppet import Puppet, echo, resp, running_puppet
+from tests.store.puppet import Answer, Puppet, echo, resp, running_puppet
 from tracker.errors import StoreUnavailable
 from tracker.store.pipe import Pipe
 
@@ -48,6 +48,10 @@ def send(pipe: Pipe, *words: str) -> asyncio.Future[Any]:
     landed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     pipe.call(("EVALSHA", "digest", 0, "prefix", 0, 0, *words), landed.set_result)
     return landed
+
+
+def anything(reply: Any) -> bool:
+    return True
 
 
 async def lands(landed: asyncio.Future[Any]) -> Any:
@@ -132,7 +136,7 @@ async def test_commands_that_are_packed_already_land_together(pipe: Pipe) -> Non
     packed = b"".join(resp([b"EVALSHA", b"digest", b"0", b"p", b"0", b"0", word]) for word in words)
     before = send(pipe, "before")
     landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    pipe.call_many(packed, len(words), landed.set_result)
+    pipe.call_many(packed, len(words), anything, landed.set_result)
     after = send(pipe, "after")
     assert await lands(landed) == [[word] for word in words]
     assert (await lands(before), await lands(after)) == ([b"before"], [b"after"])
@@ -148,7 +152,7 @@ async def test_commands_that_were_packed_together_are_lost_together(pipe: Pipe, 
     puppet.answer = leave
     packed = b"".join(resp([b"EVALSHA", b"digest", b"0", b"p", b"0", b"0", word]) for word in (b"first", b"second"))
     landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    pipe.call_many(packed, 2, landed.set_result)
+    pipe.call_many(packed, 2, anything, landed.set_result)
     first, second = await lands(landed)
     assert first == [b"first"] or isinstance(first, StoreUnavailable)
     assert isinstance(second, StoreUnavailable)
@@ -156,7 +160,7 @@ async def test_commands_that_were_packed_together_are_lost_together(pipe: Pipe, 
 
 async def test_commands_packed_for_a_closed_pipe_land_at_once(pool: BlockingConnectionPool) -> None:
     landed: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    Pipe(pool).call_many(b"", 3, landed.set_result)
+    Pipe(pool).call_many(b"", 3, anything, landed.set_result)
     assert {type(outcome) for outcome in await lands(landed)} == {StoreUnavailable}
 
 
@@ -286,6 +290,61 @@ async def test_a_landing_may_call_again(pipe: Pipe) -> None:
     async with asyncio.timeout(10):
         await done.wait()
     assert replies == [[b"%d" % number] for number in range(10)]
+
+
+async def test_a_reply_that_does_not_fit_ends_the_connection_before_the_next_is_shifted(
+    pipe: Pipe, puppet: Puppet
+) -> None:
+    """Seen only when all had come, the last reply to one caller would have landed on the next."""
+    puppet.answer = late_by_one()
+    packed = b"".join(resp([b"EVALSHA", b"digest", b"0", b"p", b"0", b"0", word]) for word in (b"first", b"second"))
+    first: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    second: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    pipe.call_many(packed, 2, lambda reply: isinstance(reply, list), first.set_result)
+    pipe.call_many(packed, 2, lambda reply: isinstance(reply, list), second.set_result)
+    for replies in (await lands(first), await lands(second)):
+        assert [type(reply) for reply in replies] == [StoreUnavailable] * 2
+    assert not pipe.ready
+
+
+def late_by_one() -> Answer:
+    """Something else first, and then every reply as it should be."""
+    begun = False
+
+    async def answer(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+        nonlocal begun
+        noise, begun = b"" if begun else b"+OK\r\n", True
+        return noise + resp(own)
+
+    return answer
+
+
+async def test_a_pipe_that_retires_lands_what_is_under_way_and_then_connects_anew(pipe: Pipe, puppet: Puppet) -> None:
+    everybody_called = asyncio.Event()
+
+    async def hold(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+        await everybody_called.wait()
+        return resp(own)
+
+    puppet.answer = hold
+    landed = [send(pipe, "first"), send(pipe, "second")]
+    pipe.retire("too old")
+    assert not pipe.ready
+    opening = asyncio.create_task(pipe.open())
+    await asyncio.sleep(0.01)
+    assert not opening.done()
+    everybody_called.set()
+    assert [await lands(one) for one in landed] == [[b"first"], [b"second"]]
+    await lands(opening)
+    assert await lands(send(pipe, "third")) == [b"third"]
+    assert puppet.connections == 2
+
+
+async def test_a_pipe_with_nothing_under_way_retires_at_once(pipe: Pipe, puppet: Puppet) -> None:
+    pipe.retire("too old")
+    await lands(asyncio.ensure_future(pipe.open()))
+    assert await lands(send(pipe, "word")) == [b"word"]
+    assert puppet.connections == 2
 
 
 # --- opening and closing ----------------------------------------------------------------------------------------------

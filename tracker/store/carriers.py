@@ -12,8 +12,8 @@ from tracker.errors import StoreError, StoreUnavailable
 from tracker.store.batching import Operation, Reply
 from tracker.store.connection import fault_of
 from tracker.store.keys import Shard
-from tracker.store.pipe import Pipe
-from tracker.store.scripts import Argument, Scripts
+from tracker.store.pipe import NO_REPLY, Pipe
+from tracker.store.scripts import Argument, Scripts, is_reply
 
 __all__ = ["ClientCarrier", "PipeCarrier"]
 
@@ -70,12 +70,14 @@ class PipeCarrier:
         self._shard = shard
         self._landing: Landing | None = None
         self._arguments: list[Argument] = []
+        self._count = 0
         self._by_source = False
         self._opening: asyncio.Task[None] | None = None
 
     def carry(self, operations: list[Operation], landing: Landing) -> None:
         self._landing = landing
         self._arguments = _flat(operations)
+        self._count = len(operations)
         self._by_source = False
         if self._pipe.ready and self._scripts.enrolled:
             self._pipe.call(self._scripts.by_digest(self._script, self._shard, self._arguments), self._arrive)
@@ -111,14 +113,27 @@ class PipeCarrier:
             self._pipe.call(self._scripts.by_digest(self._script, self._shard, self._arguments), self._arrive)
 
     def _arrive(self, reply: Any) -> None:
-        if not isinstance(reply, ReplyError):
+        if isinstance(reply, StoreError):
             self._land(reply)
+        elif not isinstance(reply, ReplyError):
+            self._take(reply)
         elif str(reply).startswith("NOSCRIPT") and not self._by_source:
             # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
             self._by_source = True
             self._pipe.call(self._scripts.by_source(self._script, self._shard, self._arguments), self._arrive)
         else:
+            if "READONLY" in str(reply):
+                self._scripts.leave()
             self._land(fault_of(str(reply)))
+
+    def _take(self, replies: Any) -> None:
+        if not is_reply(replies) or len(replies) != self._count or not all(map(is_reply, replies)):
+            self._pipe.abort(NO_REPLY)  # the true one may still come, and is nobody's
+            self._land(StoreUnavailable(NO_REPLY))
+            return
+        if any(reply[0] == b"error" and b"READONLY" in reply[1] for reply in replies):
+            self._scripts.leave()
+        self._land(replies)
 
     def _land(self, outcome: list[Reply] | StoreError) -> None:
         landing, self._landing = self._landing, None

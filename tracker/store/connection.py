@@ -69,6 +69,7 @@ def connect(settings: Settings) -> Redis:
         "protocol": 2,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "health_check_interval": 0,
+        "driver_info": None,  # or each connection begins with two more calls, which Redis before 7.2 refuses
         "decode_responses": False,
     }
     if settings.store_url.startswith("unix://"):

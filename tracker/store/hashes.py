@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from hiredis import ReplyError
-from redis.asyncio import BlockingConnectionPool
 
 from tracker.errors import StoreError, StoreUnavailable
 from tracker.store.connection import fault_of, translated
@@ -31,8 +30,7 @@ class Hashes:
 
     def __init__(self, scripts: Scripts, *, embedded: bool) -> None:
         self._scripts = scripts
-        pool = cast("BlockingConnectionPool", scripts.client.connection_pool)
-        self._pipe = None if embedded else Pipe(pool)
+        self._pipe = None if embedded else scripts.pipe()
 
     async def read(self, shard: Shard, ids: Sequence[bytes]) -> list[Values]:
         """The values of each session's hash, in the order of the ids."""
@@ -74,7 +72,7 @@ class Hashes:
         prefix = f"{shard.prefix}session:"
         head = f"*{len(FIELDS) + 2}\r\n$5\r\nHMGET\r\n${len(prefix) + ID_LENGTH}\r\n{prefix}".encode()
         commands = head + (_TAIL + head).join(ids) + _TAIL
-        pipe.call_many(commands, len(ids), land)
+        pipe.call_many(commands, len(ids), _is_row, land)
         return await arrived
 
     async def _read_embedded(self, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
@@ -83,3 +81,7 @@ class Hashes:
             pipeline.hmget(f"{shard.prefix}session:{session_id.decode()}", FIELDS)
         with translated():
             return await pipeline.execute()
+
+
+def _is_row(reply: Any) -> bool:
+    return isinstance(reply, list) and len(reply) == len(FIELDS)

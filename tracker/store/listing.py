@@ -158,6 +158,7 @@ class _ShardWalk:
         self._ids: list[bytes] = []
         self._cutoff = 0
         self._chunk: asyncio.Task[list[Entry]] | None = None
+        self._awaited: asyncio.Task[list[Entry]] | None = None
 
     async def fill(self) -> None:
         """Reads on until something is ahead, or nothing is left."""
@@ -167,10 +168,10 @@ class _ShardWalk:
 
     async def close(self) -> None:
         """Gives up what is still being read."""
-        if tasks := [task for task in (self._window, self._chunk) if task is not None]:
+        if tasks := [task for task in (self._window, self._awaited, self._chunk) if task is not None]:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _step(self) -> None:
         if self._chunk is None:
@@ -180,10 +181,10 @@ class _ShardWalk:
             self._ask_chunk()
             if self._below and self._size == WINDOW:
                 self._window = self._ask_window()
-        chunk = self._chunk
+        self._awaited = self._chunk
         self._ask_chunk()
         await asyncio.sleep(0)  # lets the requests out before the last chunk keeps us busy
-        self.ahead = await chunk if chunk else []
+        self.ahead = await self._awaited if self._awaited else []
         self.done = self._chunk is None and self._below is None
 
     def _ask_window(self) -> asyncio.Task[_Window]:

@@ -19,7 +19,9 @@ from redis.asyncio.connection import AbstractConnection
 from tracker.errors import StoreUnavailable
 from tracker.store.connection import translated
 
-__all__ = ["Landing", "Pipe"]
+__all__ = ["NO_REPLY", "Landing", "Pipe"]
+
+NO_REPLY = "the store sent what is no reply to what was asked"
 
 Landing = Callable[[Any], None]
 """Gets a reply: bytes, int, list or None; a ``hiredis.ReplyError``; or a StoreUnavailable when none will come."""
@@ -40,13 +42,15 @@ class Pipe:
 
     @property
     def ready(self) -> bool:
-        return self._line is not None and self._line.open
+        return self._line is not None and self._line.open and not self._line.retiring
 
     async def open(self) -> None:
         """Connects if need be. Raises StoreUnavailable."""
         async with self._opening:
             if self.ready:
                 return
+            if self._line is not None:
+                await self._line.over.wait()
             await self._give_back()
             with translated():
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -64,23 +68,37 @@ class Pipe:
         else:
             self._line.call(words, landing)
 
-    def call_many(self, packed: bytes, count: int, landing: Callable[[list[Any]], None]) -> None:
-        """Sends commands that are packed already; ``landing`` is called once, with a list of what ``call`` gives."""
+    def call_many(
+        self, packed: bytes, count: int, fits: Callable[[Any], bool], landing: Callable[[list[Any]], None]
+    ) -> None:
+        """Sends commands that are packed already; ``landing`` is called once, with a list of what ``call`` gives.
+
+        A reply that does not fit is none: the true one may still come, and ends with the connection.
+        """
         replies: list[Any] = []
 
-        def last(reply: Any) -> None:
+        def take(reply: Any) -> None:
+            if not isinstance(reply, (hiredis.ReplyError, StoreUnavailable)) and not fits(reply):
+                self.abort(NO_REPLY)  # which lands all others that are still to come
+                reply = StoreUnavailable(NO_REPLY)
             replies.append(reply)
-            landing(replies)
+            if len(replies) == count:
+                landing(replies)
 
         if self._line is None:
             landing([StoreUnavailable("the store cannot be reached: no connection")])
         else:
-            self._line.call_packed(packed, [replies.append] * (count - 1) + [last])
+            self._line.call_packed(packed, [take] * count)
 
     def abort(self, why: str) -> None:
         """Gives the connection up, and with it every call under way."""
         if self._line is not None:
             self._line.abort(why)
+
+    def retire(self, why: str) -> None:
+        """Gives the connection up as soon as every call under way has its reply; new ones wait for the next."""
+        if self._line is not None:
+            self._line.retire(why)
 
     async def close(self) -> None:
         self.abort("the tracker is stopping")
@@ -99,6 +117,8 @@ class _Line(asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport, encoding: str | None) -> None:
         self.open = True
+        self.retiring: str | None = None
+        self.over = asyncio.Event()
         self._transport = transport
         self._before = transport.get_protocol()
         self._reader = hiredis.Reader(encoding=encoding, errors="replace") if encoding else hiredis.Reader()
@@ -119,10 +139,16 @@ class _Line(asyncio.Protocol):
     def abort(self, why: str) -> None:
         if self.open:
             self.open = False
+            self.over.set()
             self._transport.abort()
         landings, self._landings = self._landings, deque()
         for landing in landings:
             landing(StoreUnavailable(why))
+
+    def retire(self, why: str) -> None:
+        self.retiring = why
+        if not self._landings:
+            self.abort(why)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -134,6 +160,8 @@ class _Line(asyncio.Protocol):
                 self._landings.popleft()(reply)
         except hiredis.ProtocolError as error:
             self.abort(f"the store sent what is no reply: {error}")
+        if self.retiring and not self._landings:
+            self.abort(self.retiring)
 
     def eof_received(self) -> None:
         self.abort("the store closed the connection")

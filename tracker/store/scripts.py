@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from tracker.errors import SchemaMismatch
+from tracker.errors import SchemaMismatch, StoreUnavailable
 from tracker.settings import Settings
 from tracker.store.connection import connect, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
+from tracker.store.pipe import NO_REPLY, Pipe
 
-__all__ = ["NAMES", "Argument", "Scripts", "together"]
+__all__ = ["NAMES", "Argument", "Scripts", "is_reply", "together"]
 
 Argument = str | bytes | int
 T = TypeVar("T")
@@ -40,6 +41,10 @@ NAMES = (
 )
 
 
+LEAVE_SECONDS = 1.0
+"""Least time between two times that a read-only server is left: connecting again and again would use up the ports."""
+
+
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
     """What all of it gives, side by side. Waits for all before it raises the first error: nothing is left running."""
     results = await asyncio.gather(*work, return_exceptions=True)
@@ -47,6 +52,15 @@ async def together(work: Iterable[Awaitable[T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return cast("list[T]", results)
+
+
+def is_reply(reply: Any) -> bool:
+    """Whether a script may have replied so: each replies with a list, and none with an empty one."""
+    return isinstance(reply, list) and reply != []
+
+
+def _is_something(reply: Any) -> bool:
+    return reply is not None
 
 
 class _Script:
@@ -70,6 +84,9 @@ class Scripts:
         self._feed_length = settings.feed_length
         self._enrolled = False
         self._enrolling = asyncio.Lock()
+        self._pipes: list[Pipe] = []
+        self._stale = False
+        self._left = -LEAVE_SECONDS
 
     async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """The reply of a script, as redis-py gives it: lists and bytes.
@@ -119,7 +136,25 @@ class Scripts:
         """The reply to a plain command, within the same deadline and with the same errors."""
         async with self.one_deadline():
             await self.ensure_enrolled()
-            return await self._execute(words)
+            return await self._execute(words, _is_something)
+
+    def pipe(self) -> Pipe:
+        """A further pipe. Whoever asks for it closes it."""
+        pipe = Pipe(cast("BlockingConnectionPool", self.client.connection_pool))
+        self._pipes.append(pipe)
+        return pipe
+
+    def leave(self) -> None:
+        """Leaves a server that only reads, for it was a master once: where it is reached there may be another by now.
+
+        Calls under way get their replies. Once a second at most, should there be no other.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._left >= LEAVE_SECONDS:
+            self._left = now
+            self._stale = True
+            for pipe in self._pipes:
+                pipe.retire("the store became read-only")
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -150,10 +185,36 @@ class Scripts:
 
     async def _run(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> Any:
         try:
-            return await self._execute(self.by_digest(name, shard, arguments))
+            return await self._execute(self.by_digest(name, shard, arguments), is_reply)
         except NoScriptError:
             # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
-            return await self._execute(self.by_source(name, shard, arguments))
+            return await self._execute(self.by_source(name, shard, arguments), is_reply)
 
-    async def _execute(self, words: Sequence[Argument]) -> Any:
-        return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+    async def _execute(self, words: Sequence[Argument], fits: Callable[[Any], bool]) -> Any:
+        """The reply to a command. If it cannot be the true one, that may still come: nobody gets that connection."""
+        pool = self.client.connection_pool
+        if self._stale:
+            self._stale = False
+            # Not the pool's own disconnect, which waits for each, and meanwhile hands them out.
+            for idle in pool._available_connections:
+                await idle.disconnect(nowait=True)
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        trusted = False
+        try:
+            await connection.send_command(*words)
+            reply = await self.client.parse_response(connection, words[0])  # type: ignore[arg-type]
+            trusted = fits(reply)
+        except ResponseError as error:
+            trusted = True
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
+                self.leave()
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise StoreUnavailable(NO_REPLY) from error  # the driver could make nothing of it
+        finally:
+            if not trusted:
+                await connection.disconnect(nowait=True)
+            await pool.release(connection)
+        if not trusted:
+            raise StoreUnavailable(NO_REPLY)
+        return reply

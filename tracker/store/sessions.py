@@ -6,9 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, cast
-
-from redis.asyncio import BlockingConnectionPool
+from typing import Literal, NamedTuple
 
 from tracker.errors import Conflict, IdempotencyMismatch, StoreFault, StoreUnavailable
 from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
@@ -17,7 +15,6 @@ from tracker.store.batching import Batcher, Carrier, Operation, Reply
 from tracker.store.carriers import ClientCarrier, PipeCarrier
 from tracker.store.connection import fault_of
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
-from tracker.store.pipe import Pipe
 from tracker.store.scripts import Argument, Scripts
 from tracker.store.snapshot import decode, encode
 
@@ -49,8 +46,7 @@ class SessionStore:
         self._scripts = scripts
         self._shards = len(scripts.shards)
         self._default_ttl = settings.ttl_seconds
-        pool = scripts.client.connection_pool
-        self._pipe = None if settings.in_memory else Pipe(cast("BlockingConnectionPool", pool))
+        self._pipe = None if settings.in_memory else scripts.pipe()
         self._batchers: dict[tuple[str, int], Batcher] = {}
 
     async def create(self, request: CreateSession, idempotency_key: str | None = None) -> Created:
