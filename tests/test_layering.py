@@ -43,7 +43,7 @@ def room_of(module: str) -> str:
         return "vocabulary"
     if module in ("tracker.__main__", "tracker.cli.main"):
         return "entry"
-    if module == "tracker.cli.serve":
+    if module in ("tracker.cli.serve", "tracker.cli.protocol"):
         return "cli/serve"
     room = module.split(".")[1]
     assert room in MAY_IMPORT, f"{module} is in a room that nobody has drawn"

@@ -14,6 +14,7 @@ import uvicorn
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.logs import log_config
+from tracker.cli.protocol import Protocol
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import FIELDS, Settings, SettingsError, option_of, suggestion, variable_of
 
@@ -117,6 +118,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     options: dict[str, Any] = {
         "host": host,
         "port": port,
+        "http": Protocol,
         "lifespan": "on",
         "ws": "none",
         "log_config": log_config(settings),

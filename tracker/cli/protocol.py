@@ -1,0 +1,54 @@
+"""Protocol: uvicorn's, but nobody fills the memory with a head without end, and what is no HTTP is answered in JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+__all__ = ["HEAD_BYTES", "Protocol"]
+
+HEAD_BYTES = 64 * 1024
+"""Most that may come without a request getting on: a request line with its headers, trailers, a chunk's extensions."""
+
+_BAD_REQUEST = "400 Bad Request", "Not a well-formed HTTP request"
+_TOO_LARGE = "431 Request Header Fields Too Large", f"The request line and headers may have {HEAD_BYTES} bytes at most"
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. A refusal ends it: nobody knows where the next request would begin."""
+
+    _fruitless = 0
+    """Bytes received since a request last got on."""
+
+    def data_received(self, data: bytes) -> None:
+        self._fruitless += len(data)
+        super().data_received(data)
+        if self._fruitless > HEAD_BYTES:
+            self._refuse(*_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        self._fruitless = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._fruitless = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._fruitless = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(*_BAD_REQUEST)
+
+    def _refuse(self, status: str, error: str) -> None:
+        if self.transport.is_closing():
+            return
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if cycle is None or cycle.response_complete:  # else it would stand in the middle of another answer
+            body = json.dumps({"error": error})
+            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(f"HTTP/1.1 {status}\r\n{head}{body}".encode())
+        self.transport.close()
