@@ -27,15 +27,16 @@ async def proxy(redis_server: RedisServer) -> AsyncIterator[FaultProxy]:
 
 
 @pytest.fixture
-async def slow(proxy: FaultProxy, namespace: str) -> AsyncIterator[Api]:
+async def slow(proxy: FaultProxy, namespace: str, shards: int) -> AsyncIterator[Api]:
     """The application behind the proxy, with connections made and some sessions to speak of."""
-    async with running(Settings(store_url=proxy.url, namespace=namespace, shards=4, **FIELDS)) as api:
+    async with running(Settings(store_url=proxy.url, namespace=namespace, shards=shards, **FIELDS)) as api:
         for number in range(20):
             await api.create(agentId="other", taskId=f"t{number}")
         await asyncio.gather(*(ask(api, *call) for call in EVERY_CALL))
         yield api
 
 
+@pytest.mark.parametrize("shards", [1, 4])
 async def test_replies_that_each_come_just_in_time_add_up_to_no_more_than_the_deadline(
     slow: Api, proxy: FaultProxy
 ) -> None:
@@ -56,6 +57,7 @@ async def works(api: Api) -> bool:
     return True
 
 
+@pytest.mark.parametrize("shards", [4])
 async def test_connections_that_fell_silent_are_given_up_while_new_ones_would_do(slow: Api, proxy: FaultProxy) -> None:
     """As after a firewall forgot them: nobody says that they are gone. Every call finds out within its deadline."""
     proxy.mute()
@@ -64,6 +66,7 @@ async def test_connections_that_fell_silent_are_given_up_while_new_ones_would_do
     await until(lambda: works(slow), 2 + 3)
 
 
+@pytest.mark.parametrize("shards", [4])
 async def test_a_listing_whose_callers_leave_finds_out_as_well(slow: Api, proxy: FaultProxy) -> None:
     """A caller who is gone before the deadline leaves it to nobody to see that the replies never came."""
     proxy.mute()

@@ -16,7 +16,7 @@ from redis.asyncio import SSLConnection, UnixDomainSocketConnection
 
 from tests.redis_server import RedisServer, running_redis
 from tests.store.pools import pool_for, pool_of
-from tests.store.puppet import Puppet, echo, resp, running_puppet
+from tests.store.puppet import Puppet, resp, running_puppet
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 from tracker.models import Target
@@ -244,7 +244,7 @@ async def test_what_no_script_replies_is_unavailable_and_the_true_reply_is_nobod
     """It comes late: the check for unread data, before the connection is used again, would not see it."""
 
     async def answer(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
-        puppet.answer = echo
+        puppet.answer = echo_later
         asyncio.get_running_loop().call_later(0.02, writer.write, resp(own))
         return noise
 
@@ -263,6 +263,11 @@ async def test_what_no_script_replies_is_unavailable_and_the_true_reply_is_nobod
     with pytest.raises(StoreUnavailable):
         await pod.sessions.get(TASK)
     assert await pod.sessions.get(TASK) is None
+
+
+async def echo_later(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+    await asyncio.sleep(0.05)
+    return resp(own)
 
 
 async def find_nothing(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
