@@ -30,6 +30,7 @@ NAMES = (
     "heartbeat",
     "list",
     "provider",
+    "pulse",
     "read",
     "settle",
     "stats",
