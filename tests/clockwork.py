@@ -27,7 +27,7 @@ for _, key in ipairs(redis.call('KEYS', prefix .. '*')) do
   else
     if left >= 0 then redis.call('PEXPIRE', key, left - ms) end
     if name == 'clock' then
-      shift_fields(key, {'held', 'hold_end', shift_pulse and 'pulse' or nil})
+      shift_fields(key, {'held', 'hold_end', 'resumed', shift_pulse and 'swept' or nil, shift_pulse and 'pulse' or nil})
     elseif string.find(name, '^session:') or string.find(name, '^idem:') then
       shift_fields(key, {'started', 'due', 'stop'})
     elseif timed[name] or string.find(name, '^agent:') then
@@ -41,10 +41,12 @@ return redis.call('HEXISTS', prefix .. 'clock', 'pulse')
 
 
 async def advance(store: Store, seconds: float) -> None:
-    """Lets time pass while pods are up: the pulse stays as young as it is, so this never looks like an outage.
+    """Lets time pass while pods are up: they send their pulse, so an outage that was is over, and this is none.
 
     Nothing is swept meanwhile: what expires stays until somebody sweeps. A hold runs on, and ends.
     """
+    if await _shift(store, 0, ""):
+        await store.sweeper.pulse()
     await _shift(store, seconds, "")
 
 

@@ -120,7 +120,7 @@ def without_pulse(raw: dict[str, RawKey]) -> dict[str, RawKey]:
     clock = raw.get("clock")
     if clock is None or clock.kind != "hash":
         return raw
-    rest = {field: value for field, value in clock.content.items() if field not in (b"pulse", b"patience")}
+    rest = {field: value for field, value in clock.content.items() if field not in (b"pulse", b"patience", b"swept")}
     return {**raw, "clock": clock._replace(content=rest)} if rest else {n: k for n, k in raw.items() if n != "clock"}
 
 

@@ -18,7 +18,8 @@ idem:<key>         hash        what an Idempotency-Key made: ``fingerprint`` of 
 hooks              sorted set  ids of events that a webhook is to be told of by when that is due (ms)
 hook:<eventId>     hash        such an event, copied from the feed, and ``attempt``; TTL 2 days, once given up 7
 parked             sorted set  the newest 1,000 that were given up by when that was (ms)
-clock              hash        ``pulse`` (ms: the last sweep), ``patience`` (ms), ``held`` and ``hold_end`` (ms)
+clock              hash        ``pulse`` (ms: when a pod was there last), ``patience`` (ms), ``swept`` (ms: the last
+                               sweep); of the last outage ``held`` and ``resumed`` (ms: from, to), ``hold_end`` (ms)
 schema             hash        ``version`` and ``shards``: how this store is laid out
 =================  ==========  ======================================================================================
 

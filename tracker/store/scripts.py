@@ -32,6 +32,7 @@ NAMES = (
     "heartbeat",
     "list",
     "provider",
+    "pulse",
     "read",
     "settle",
     "stats",

@@ -1,10 +1,14 @@
-"""Ending what died: the sweep that every pod runs every few seconds, and the cleanup that callers ask for."""
+"""Ending what died: the sweep that every pod runs every few seconds, and the cleanup that callers ask for.
+
+And the pulse, by which all tell an outage: that nobody could heartbeat must kill nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from tracker.errors import StoreError, StoreFault
@@ -23,10 +27,11 @@ BATCH = 100
 """Sessions ended per script call: some 2 ms of Redis's time, so that heartbeats get in between."""
 LANES = 4
 """Batches under way at once. Shards take turns batch by batch: with much to end in one, other pulses stay young."""
-PATIENCE_INTERVALS = 3
-"""A pulse older than so many sweep intervals means that nobody was there to sweep, nor to take heartbeats."""
-PATIENCE_LEAST_MS = 3000
-"""But never sooner than this: a busy machine pauses for a second now and then."""
+PULSE_SECONDS = 1.0
+PULSES_PER_SECOND = 256
+"""What a pod may send: beyond so many shards pulses are further apart, and patience is longer."""
+PATIENCE_PULSES = 3
+"""How many pulses must fail to come until that is an outage: a busy machine pauses for a second now and then."""
 
 
 class _Swept(NamedTuple):
@@ -38,39 +43,31 @@ class _Swept(NamedTuple):
 
 
 class Sweeper:
-    """Sweeps all shards, once by ``sweep``, for ever by ``run``."""
+    """Sweeps all shards, once by ``sweep``, for ever by ``run``, which also sends the pulse."""
 
     def __init__(self, settings: Settings, scripts: Scripts) -> None:
         self._scripts = scripts
         self._interval = settings.sweep_interval_seconds
-        self._patience = max(round(self._interval * 1000) * PATIENCE_INTERVALS, PATIENCE_LEAST_MS)
+        self._pulse_interval = max(PULSE_SECONDS, len(scripts.shards) / PULSES_PER_SECOND)
         self._longest_hold = round(settings.ttl_seconds * 1000)
+        self._reachable = True
         self._lanes = asyncio.Semaphore(LANES)
         self._spare_siblings = settings.agent_cleanup == "expired"
 
     async def run(self) -> None:
-        """Sweeps every interval until cancelled. An unreachable store is waited out, and logged once per outage."""
-        reachable = True
-        while True:
-            try:
-                # Also notices a store that was emptied or replaced meanwhile.
-                await self._scripts.enroll()
-                await self._sweep_all(skip_if_younger_ms=round(self._interval * 500))
-                if not reachable:
-                    logger.info("the store is back")
-                reachable = True
-            except StoreFault as error:
-                logger.error("sweep: %s", error)
-            except StoreError as error:
-                if reachable:
-                    logger.error("sweep: %s", error)
-                reachable = False
-            except Exception:
-                logger.exception("sweep failed")
-            await asyncio.sleep(self._interval * random.uniform(0.9, 1.0))  # noqa: S311 - spreads pods, keeps no secret
+        """Pulses and sweeps until cancelled. An unreachable store is waited out, and logged once per outage."""
+        # Not one after the other: a sweep with much to end must not hold up the pulse.
+        await together(
+            [self._repeat(self._pulse_in_turn, self._pulse_interval), self._repeat(self._sweep_in_turn, self._interval)]
+        )
+
+    async def pulse(self) -> None:
+        """Says that a pod is there to take heartbeats. After an outage this begins the hold, and logs it."""
+        await self._pulse_all(skip_if_younger_ms=0)
 
     async def sweep(self) -> int:
         """Ends every session whose TTL has run out; how many. Raises StoreFault if some could not be ended."""
+        await self.pulse()
         return await self._sweep_all(skip_if_younger_ms=0)
 
     async def cleanup(self, request: Cleanup) -> int:
@@ -87,6 +84,44 @@ class Sweeper:
         _raise_for([shard for shard in walked if shard.failed])
         return swept + sum(shard.ended for shard in walked)
 
+    async def _repeat(self, work: Callable[[], Awaitable[None]], interval: float) -> None:
+        while True:
+            try:
+                await work()
+                if not self._reachable:
+                    logger.info("the store is back")
+                self._reachable = True
+            except StoreFault as error:
+                logger.error("sweep: %s", error)
+            except StoreError as error:
+                if self._reachable:
+                    logger.error("sweep: %s", error)
+                self._reachable = False
+            except Exception:
+                logger.exception("sweep failed")
+            await asyncio.sleep(interval * random.uniform(0.9, 1.0))  # noqa: S311 - spreads pods, keeps no secret
+
+    async def _pulse_in_turn(self) -> None:
+        await self._pulse_all(skip_if_younger_ms=round(self._pulse_interval * 500))
+
+    async def _sweep_in_turn(self) -> None:
+        # Also notices a store that was emptied or replaced meanwhile.
+        await self._scripts.enroll()
+        await self._sweep_all(skip_if_younger_ms=round(self._interval * 500))
+
+    async def _pulse_all(self, skip_if_younger_ms: int) -> None:
+        patience = round(self._pulse_interval * 1000 * PATIENCE_PULSES)
+        replies = await together(
+            self._batch("pulse", shard, skip_if_younger_ms, patience, self._longest_hold)
+            for shard in self._scripts.shards
+        )
+        if outages := [(int(hold), int(outage)) for hold, outage in replies if outage]:
+            logger.warning(
+                "an outage: no pod had a store for %.1f s. Nobody who was alive then expires before %s",
+                max(outage for _, outage in outages) / 1000,
+                timestamp(max(hold for hold, _ in outages)),
+            )
+
     async def _sweep_all(self, skip_if_younger_ms: int) -> int:
         swept = await together(self._sweep(shard, skip_if_younger_ms) for shard in self._scripts.shards)
         ended = sum(shard.ended for shard in swept)
@@ -99,9 +134,7 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            reply = await self._batch(
-                "sweep", shard, BATCH, skip_if_younger_ms, self._patience, self._longest_hold, failed
-            )
+            reply = await self._batch("sweep", shard, BATCH, skip_if_younger_ms, failed)
             if reply[0] == b"skipped":
                 break
             skip_if_younger_ms = 0
@@ -109,12 +142,6 @@ class Sweeper:
             ended += int(reply[1])
             failed += stuck
             why = why or reply[4].decode(errors="replace")
-            if reply[6]:
-                logger.warning(
-                    "nobody swept for %.1f s: sessions get that long again to heartbeat, until %s",
-                    int(reply[6]) / 1000,
-                    timestamp(int(reply[5])),
-                )
             if looked_at < BATCH:
                 break
         return _Swept(ended, failed, why)

@@ -7,6 +7,11 @@
 -- effects finish, with reason `expired` for those whose TTL has run out, else `cleaned`; index entries whose hash is
 --         gone are removed from an agent's index
 check_shard()
+-- Since when silence counts: not before the end of the outage that a hold makes good, nor at all until that is known.
+local resumed = 0
+if cutoff < now then
+  resumed = cutoff == held and recent(pulse, patience) and tonumber(redis.call('HGET', CLOCK, 'resumed') or nil) or now
+end
 local index = ARGV[4] == '' and SESSIONS or AGENT .. ARGV[4]
 local first, reach = 0, tonumber(ARGV[7])
 local last_started = ARGV[8] == '' and now or tonumber(ARGV[8])
@@ -28,10 +33,9 @@ local function weigh(id)
   local expired = due <= cutoff
   local fits = expired or ARGV[11] == 'any'
   if ARGV[9] ~= '' then
-    -- While a hold lasts, an outage ages nobody who has not heartbeated since.
     local beat = due - tonumber(session.ttl)
-    local age = beat > cutoff and now - beat or cutoff - beat
-    fits = fits and age >= tonumber(ARGV[9])
+    local age = beat >= resumed and now - beat or cutoff - beat
+    fits = fits and math.max(age, 0) >= tonumber(ARGV[9])
   end
   if ARGV[10] ~= '' then fits = fits and session.runtime == ARGV[10] end
   if not fits then return end

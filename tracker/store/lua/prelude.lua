@@ -20,14 +20,18 @@ end
 
 -- The cutoff: a session is live while its deadline is ahead of it. Normally now. With the last pulse long ago nobody
 -- could heartbeat: the pulse. While a hold lasts, or if the pulse fell into one: the time at which that outage began.
+-- Never ahead of now, also not when the clock was set back, as by a failover to another machine.
 local cutoff, pulse, patience, held, hold_end = now, nil, nil, nil, nil
 do
   local clock = redis.call('HMGET', CLOCK, 'pulse', 'patience', 'held', 'hold_end')
   pulse, patience = tonumber(clock[1] or nil), tonumber(clock[2] or nil)
   held, hold_end = tonumber(clock[3] or nil), tonumber(clock[4] or nil)
   if pulse and patience and now - pulse > patience then cutoff = pulse end
-  if held and hold_end and cutoff < hold_end then cutoff = held end
+  if held and hold_end and cutoff < hold_end then cutoff = math.min(cutoff, held) end
 end
+
+-- Whether a moment is there and less than so long (ms) ago. One that lies ahead is not: the clock was set back.
+local function recent(moment, age) return moment and moment <= now and now - moment < age end
 
 -- Raises on a key of the wrong type, so that it shows before the first write: a failed script does not roll back.
 local function check_shard()

@@ -1,30 +1,19 @@
--- Ends a batch of expired sessions, writes the pulse, and turns an outage that has just ended into a hold.
+-- Ends a batch of expired sessions.
 --
--- ARGV    4 batch  5 skip if the pulse is younger than this (ms; 0 never: the lock that keeps pods from sweeping at once)
---         6 patience: how old the pulse may grow before it means an outage (ms)  7 longest hold (ms)
---         8 how many due entries to pass over: those that could not be ended, so that they do not block the others
--- reply   {skipped} | {swept, ended, due entries looked at, not ended, why the first of those, hold: '' or its end (ms),
---         outage: '' or its length (ms)}
+-- ARGV    4 batch  5 skip if the last sweep is younger than this (ms; 0 never): keeps pods from sweeping at once
+--         6 how many due entries to pass over: those that could not be ended, so that they do not block the others
+-- reply   {skipped} | {swept, ended, due entries looked at, not ended, why the first of those}
 -- effects finish with reason `expired` for each; deadlines that disagree with their hash are put right; an entry whose
---         hash is gone (it outlived its grace unswept) still gets its end event, with what is left to tell
-if pulse and now - pulse < tonumber(ARGV[5]) then return {'skipped'} end
+--         hash is gone (it outlived its grace unswept) still gets its end event, with what is left to tell; the clock's
+--         swept
+if recent(tonumber(redis.call('HGET', CLOCK, 'swept') or nil), tonumber(ARGV[5])) then return {'skipped'} end
 check_shard()
 -- A write that needs no memory comes first, so that at maxmemory the sweep goes on, and frees some.
 redis.call('PERSIST', CLOCK)
-
-local outage = ''
-if pulse and patience and now - pulse > patience then
-  -- Whoever was alive when the outage began gets its length again to heartbeat; what was left of a hold stays left.
-  local from, left = pulse, 0
-  if held and hold_end and pulse < hold_end then from, left = held, hold_end - pulse end
-  outage = ms(now - pulse)
-  held, hold_end = from, now + math.max(math.min(now - pulse, tonumber(ARGV[7])), left)
-  redis.call('HSET', CLOCK, 'held', ms(held), 'hold_end', ms(hold_end))
-end
-redis.call('HSET', CLOCK, 'pulse', ms(now), 'patience', ARGV[6])
+redis.call('HSET', CLOCK, 'swept', ms(now))
 
 local ended, failed, why = 0, 0, ''
-local ids = redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', ms(cutoff), 'LIMIT', ARGV[8], ARGV[4])
+local ids = redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', ms(cutoff), 'LIMIT', ARGV[6], ARGV[4])
 for _, id in ipairs(ids) do
   local ok, problem = pcall(function()
     local flat = redis.call('HGETALL', SESSION .. id)
@@ -50,5 +39,4 @@ for _, id in ipairs(ids) do
 end
 -- With nothing left, the counts of what lives are nothing too: entries whose hash was gone could not say whose they were.
 if redis.call('ZCARD', SESSIONS) == 0 then redis.call('DEL', AGENTS, TRIGGERS) end
-local hold = hold_end and hold_end > now and ms(hold_end) or ''
-return {'swept', ms(ended), ms(#ids), ms(failed), why, hold, outage}
+return {'swept', ms(ended), ms(#ids), ms(failed), why}
