@@ -322,13 +322,16 @@ def _the_dead_leave_at_their_deadline(history: History) -> Iterator[str]:
 
 def _ends_come_with_the_next_sweep(history: History) -> Iterator[str]:
     """I11: by the pulses that the witness saw. What was due at a sweep has ended with it."""
+    living = {name for shard in history.shards for name in shard["living"]}
     for life in history.lives.values():
+        if life.reason != "expired" and life.id not in living:
+            continue
         due = history.greatest_deadline(life, min(life.ended, history.now))
         pulses = history.pulses.get(life.shard, [])
         later = pulses[bisect.bisect_right(pulses, due + MARGIN_MS) :]
         if len(later) >= SWEEPS_TO_END:
             limit = later[SWEEPS_TO_END - 1] + history.plan.store_timeout * 1000
-            if life.reason in ("", "expired") and min(life.ended, history.now) > limit:
+            if min(life.ended, history.now) > limit:
                 yield f"{_tell(life)} was due at {due:.0f}, and was not ended by {SWEEPS_TO_END} sweeps after it"
 
 

@@ -61,7 +61,7 @@ SABOTAGES: dict[str, Sabotage] = {
         (Edit(CREATE, "      finish(earlier, flat, 'replaced')\n", ""),),
     ),
     "outside-end": Sabotage(
-        "I3",
+        "I2",
         "the end event of a delete is appended by the pod, after the script",
         (
             Edit(
