@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format bench
+.PHONY: help serve test torture lint format bench
 
 # The first of these that is new enough, unless PYTHON names one.
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
@@ -28,6 +28,9 @@ serve: $(RUNTIME) ## start the tracker on http://localhost:3013 (options: ARGS="
 
 test: lint ## lint, then run the tests (some of them: ARGS="tests/store -k sweep")
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(DEVELOPMENT) ## freeze and kill pods and Redis under load for two minutes, then judge (ARGS="--seed 7")
+	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: $(DEVELOPMENT) ## check style, format and types
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["RedisServer", "running_redis"]
+__all__ = ["BINARIES", "RedisServer", "is_installed", "running_redis"]
 
 BINARIES = ("redis-server", "valkey-server")
 START_SECONDS = 10
@@ -44,6 +44,10 @@ class RedisServer:
         self._watchdog.communicate()
         self._process.kill()
         self._process.wait()
+
+
+def is_installed() -> bool:
+    return any(map(shutil.which, BINARIES))
 
 
 def _binary() -> str:
