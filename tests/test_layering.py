@@ -12,7 +12,7 @@ import pytest
 import tracker
 
 PACKAGE = Path(tracker.__file__).parent
-VOCABULARY = {"tracker", "tracker.models", "tracker.errors", "tracker.settings"}
+VOCABULARY = {"tracker", "tracker.models", "tracker.errors", "tracker.sentinel_url", "tracker.settings"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {"vocabulary"},

@@ -10,7 +10,6 @@ from hiredis import ReplyError
 
 from tracker.errors import StoreError, StoreUnavailable
 from tracker.store.batching import Operation, Reply
-from tracker.store.connection import fault_of
 from tracker.store.keys import Shard
 from tracker.store.pipe import Pipe
 from tracker.store.scripts import Argument, Scripts
@@ -118,7 +117,7 @@ class PipeCarrier:
             self._by_source = True
             self._pipe.call(self._scripts.by_source(self._script, self._shard, self._arguments), self._arrive)
         else:
-            self._land(fault_of(str(reply)))
+            self._land(self._scripts.refused(str(reply)))
 
     def _land(self, outcome: list[Reply] | StoreError) -> None:
         landing, self._landing = self._landing, None

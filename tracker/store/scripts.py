@@ -9,17 +9,21 @@ from importlib import resources
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from tracker.errors import SchemaMismatch
+from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import Settings
-from tracker.store.connection import connect, translated
+from tracker.store.connection import connect, fault_of, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
+from tracker.store.sentinel import cut
 
 __all__ = ["NAMES", "Argument", "Scripts", "together"]
 
 Argument = str | bytes | int
 T = TypeVar("T")
+
+LEAVE_SECONDS = 1
+"""Least time between two departures from a server that is a replica: it may be meant to be one."""
 
 NAMES = (
     "claim",
@@ -67,6 +71,8 @@ class Scripts:
         self._feed_length = settings.feed_length
         self._enrolled = False
         self._enrolling = asyncio.Lock()
+        self._embedded = settings.in_memory
+        self._left = float("-inf")
 
     async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """The reply of a script, as redis-py gives it: lists and bytes.
@@ -114,6 +120,24 @@ class Scripts:
                 await self.ensure_enrolled()
                 return await self._execute(words)
 
+    def refused(self, text: str) -> StoreError:
+        """The error that Redis means by a text. A server that has become a replica is left: see ``leave``."""
+        if "READONLY" in text:
+            self.leave()
+        return fault_of(text)
+
+    def leave(self) -> None:
+        """Cuts every connection: the server was demoted, and what it would still let us read grows old.
+
+        The next calls open new ones, which look the address up anew, whether that is a name, a proxy or sentinels.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._embedded or now < self._left + LEAVE_SECONDS:
+            return
+        self._left = now
+        pool = self.client.connection_pool
+        cut([*pool._available_connections, *pool._in_use_connections])
+
     async def close(self) -> None:
         await self.client.aclose()
 
@@ -149,4 +173,9 @@ class Scripts:
             return await self._execute(self.by_source(name, shard, arguments))
 
     async def _execute(self, words: Sequence[Argument]) -> Any:
-        return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+        try:
+            return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
+                self.leave()
+            raise

@@ -15,7 +15,6 @@ from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
 from tracker.settings import Settings
 from tracker.store.batching import Batcher, Carrier, Operation, Reply
 from tracker.store.carriers import ClientCarrier, PipeCarrier
-from tracker.store.connection import fault_of
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
 from tracker.store.pipe import Pipe
 from tracker.store.scripts import Argument, Scripts
@@ -109,7 +108,7 @@ class SessionStore:
             raise
         replies = await asyncio.gather(*futures)
         for (target, _), reply in zip(places, replies, strict=True):
-            if _checked(reply)[0] == b"renewed":
+            if self._checked(reply)[0] == b"renewed":
                 outcomes[target] = _beat(reply)
         return outcomes
 
@@ -165,7 +164,12 @@ class SessionStore:
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
         future = self._submit(script, shard, operation)
-        return _checked(await future)
+        return self._checked(await future)
+
+    def _checked(self, reply: Reply) -> Reply:
+        if reply[0] == b"error":
+            raise self._scripts.refused(reply[1].decode(errors="replace"))
+        return reply
 
     def _submit(self, script: str, shard: int, operation: Operation) -> asyncio.Future[Reply]:
         batcher = self._batchers.get((script, shard))
@@ -183,12 +187,6 @@ class SessionStore:
 def _optional(text: str | None) -> str:
     """A text that may be absent, as the scripts take it: '' for none, '=' and the text (which may be '') for one."""
     return "" if text is None else "=" + text
-
-
-def _checked(reply: Reply) -> Reply:
-    if reply[0] == b"error":
-        raise fault_of(reply[1].decode(errors="replace"))
-    return reply
 
 
 def _beat(reply: Reply) -> Beat:

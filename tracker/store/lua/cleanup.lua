@@ -7,6 +7,8 @@
 -- effects finish, with reason `expired` for those whose TTL has run out, else `cleaned`; index entries whose hash is
 --         gone are removed from an agent's index
 check_shard()
+-- A write that needs no memory comes first: a server that takes none now refuses the whole.
+redis.call('PERSIST', CLOCK)
 local index = ARGV[4] == '' and SESSIONS or AGENT .. ARGV[4]
 local first, reach = 0, tonumber(ARGV[7])
 local last_started = ARGV[8] == '' and now or tonumber(ARGV[8])
