@@ -135,11 +135,16 @@ class Scripts:
         if self._embedded or now < self._left + LEAVE_SECONDS:
             return
         self._left = now
-        pool = self.client.connection_pool
-        cut([*pool._available_connections, *pool._in_use_connections])
+        self._cut()
 
     async def close(self) -> None:
+        if not self._embedded:
+            self._cut()  # a server that reads no more would not let them be closed in order
         await self.client.aclose()
+
+    def _cut(self) -> None:
+        pool = self.client.connection_pool
+        cut([*pool._available_connections, *pool._in_use_connections])
 
     async def _enroll(self) -> list[list[bytes]]:
         # The first shard alone decides: a pod with another shard count must not write to shards that are none.
