@@ -26,6 +26,10 @@ LEAVE_SECONDS = 1
 """Least time between two departures from a server that is a replica: it may be meant to be one."""
 
 NAMES = (
+    "check_counts",
+    "check_index",
+    "check_sessions",
+    "check_tasks",
     "claim",
     "cleanup",
     "create",
