@@ -68,8 +68,10 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_redis(directory: Path, *options: str, port: int | None = None) -> Iterator[RedisServer]:
-    """A server in that directory; ``port`` only to come back where one was before.
+def running_redis(
+    directory: Path, *options: str, port: int | None = None, sentinel: Path | None = None
+) -> Iterator[RedisServer]:
+    """A server in that directory; ``port`` only to come back where one was before. With a file: a sentinel.
 
     Skips the test where neither Redis nor Valkey is installed; under CI that fails it.
     """
@@ -78,7 +80,7 @@ def running_redis(directory: Path, *options: str, port: int | None = None) -> It
     for _ in range(ATTEMPTS):
         # Between our look and the server's start somebody may take the port: then it ends, and we look again.
         chosen = _free_port() if port is None else port
-        server = _start(binary, directory, log, chosen, options)
+        server = _start([binary, *([str(sentinel), "--sentinel"] if sentinel else [])], directory, log, chosen, options)
         if server is not None:
             break
     else:
@@ -89,11 +91,11 @@ def running_redis(directory: Path, *options: str, port: int | None = None) -> It
         server.kill()
 
 
-def _start(binary: str, directory: Path, log: Path, port: int, options: tuple[str, ...]) -> RedisServer | None:
+def _start(program: list[str], directory: Path, log: Path, port: int, options: tuple[str, ...]) -> RedisServer | None:
     unix_socket = directory / "redis.sock"
     words = ["--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(unix_socket)]
     words += ["--save", "", "--appendonly", "no", "--dir", str(directory), "--logfile", str(log), *options]
-    process = subprocess.Popen([binary, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     limit = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < limit:
         # On the port another server may answer. The unix socket is nobody else's, and comes after the port is taken.

@@ -109,6 +109,8 @@ def test_an_empty_variable_counts_as_not_set(name: str) -> None:
         ("webhook_secret", "whsec_" + "A" * 32, bytes(24)),
         ("webhook_secret", "A" * 32, bytes(24)),
         ("webhook_types", "session.created, session.ended,session.created", ("session.created", "session.ended")),
+        ("store_url", "redis+sentinel://a,b:1,[::1]/my-master.1", None),
+        ("store_url", "rediss+sentinel://u:p%40ss@a:26379/m/15?sentinel_password=%26&ssl_cert_reqs=none", None),
     ],
 )
 def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
@@ -145,14 +147,18 @@ def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
         ("cors_origins", "*,https://a/", "entry 2 must be * or scheme://host[:port], without path or slash at the end"),
         ("cors_origins", "https://*.a", "entry 1 must be * or scheme://host[:port], without path or slash at the end"),
         ("store_url", "localhost:6379", "must be a URL such as redis://localhost:6379/0 or memory://"),
-        ("store_url", "http://localhost", "must begin with memory://, redis://, rediss:// or unix://"),
+        (
+            "store_url",
+            "http://localhost",
+            "must begin with memory://, redis://, rediss://, unix:// or redis+sentinel://",
+        ),
         ("store_url", "memory://x", "must be just memory://, with nothing after it"),
         ("store_url", "redis://host/0/1", "must name its database by a number, as in redis://localhost:6379/0"),
         ("store_url", "redis://host?db=a", "must name its database by a number, as in redis://localhost:6379/0"),
         (
             "store_url",
             "redis+sentinel://host",
-            "redis+sentinel:// comes with a later version; use redis://, rediss://, unix:// or memory://",
+            "must name the master that the sentinels watch, as in redis+sentinel://host1:26379,host2,host3/mymaster/0",
         ),
         (
             "store_url",
@@ -207,6 +213,15 @@ def test_an_empty_option_is_a_wrong_value_not_one_left_out() -> None:
 def test_the_store_url_may_not_change_how_the_driver_behaves(parameter: str) -> None:
     (line,) = problems(store_url=f"redis://host?{parameter}")
     assert line.startswith("TRACKER_STORE_URL (--store-url): may have no parameters but client_name, db, ")
+
+
+@pytest.mark.parametrize("parameter", ["db=1", "username=u", "password=p", "protocol=3", "socket_timeout=9"])
+def test_behind_sentinel_what_has_its_place_in_the_url_is_no_parameter(parameter: str) -> None:
+    (line,) = problems(store_url=f"redis+sentinel://host/m?{parameter}")
+    assert line.startswith(
+        "TRACKER_STORE_URL (--store-url): may have no parameters but client_name, sentinel_password, "
+    )
+    assert "password, username" not in line
 
 
 def test_redis_url_is_read_only_where_tracker_store_url_is_not_set() -> None:
@@ -282,6 +297,7 @@ def test_no_representation_shows_a_key_or_its_digest() -> None:
         ("redis://:secret@host/1", "redis://***@host/1"),
         ("rediss://me:secret@host:6380", "rediss://***@host:6380"),
         ("redis://me:@secret@host", "redis://***@host"),
+        ("redis+sentinel://me:secret@a:1,b/m/2?sentinel_password=secret", "redis+sentinel://***@a:1,b/m/2"),
         ("redis://host/1?password=secret", "redis://host/1"),
         ("redis://host/1?password=a@secret", "redis://host/1"),
         ("unix://me:secret@/run/redis.sock?db=1", "unix://***@/run/redis.sock"),
@@ -307,6 +323,11 @@ def test_the_store_url_is_shown_without_its_secrets(url: str, shown: str) -> Non
         {"TRACKER_STORE_URL": "redis://host?mble"},
         {"TRACKER_STORE_URL": "mble"},
         {"TRACKER_STORE_URL": "mble://host"},
+        {"TRACKER_STORE_URL": "redis+sentinel://:hu/mble@host/m"},
+        {"TRACKER_STORE_URL": "redis+sentinel://:hu,mble@host"},
+        {"TRACKER_STORE_URL": "redis+sentinel://host/m?mble"},
+        {"TRACKER_STORE_URL": "redis+sentinel://host/m?mble=mble"},
+        {"TRACKER_STORE_URL": "redis+sentinel://host/m?sentinel_password=@mble"},
         {"REDIS_URL": "redis://:12/34mble@host"},
         {"TRACKER_API_KEYS": "hu mble"},
         {"API_KEY": "hu mble"},

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tracker.models import EVENT_TYPES, EventType
+from tracker.sentinel_url import SENTINEL_SCHEMES, SentinelUrl
 
 PREFIX = "TRACKER_"
 MEMORY_URL = "memory://"
@@ -41,6 +42,8 @@ STORE_URL_PARAMETERS = frozenset(
         "ssl_password",
     }
 )
+# Behind Sentinel the URL has its place for database, user and password; the sentinels' own login has none.
+SENTINEL_PARAMETERS = STORE_URL_PARAMETERS - {"db", "username", "password"} | {"sentinel_username", "sentinel_password"}
 
 # Kubernetes sets these in every pod beside a Service that is named "tracker": nobody's typo.
 KUBERNETES_LINK = re.compile(r"TRACKER_SERVICE_(HOST|PORT)(_\w+)?|TRACKER_PORT_\d+_\w+")
@@ -116,7 +119,8 @@ class Settings(BaseModel, frozen=True):
         default=MEMORY_URL,
         repr=False,
         description="Where sessions are kept: memory:// (inside the process, gone when it stops), redis://host:6379/0, "
-        "rediss:// (TLS) or unix:///path/to/socket. REDIS_URL is read where this one is not set.",
+        "rediss:// (TLS), unix:///path/to/socket or redis+sentinel://host1,host2,host3/master-name/0. "
+        "REDIS_URL is read where this one is not set.",
     )
     namespace: str = Field(
         default="tracker", description="Prefix of every key in the store, so that trackers can share one."
@@ -349,10 +353,13 @@ class Settings(BaseModel, frozen=True):
         scheme, separator, _ = value.partition("://")
         if not separator:
             raise ValueError("must be a URL such as redis://localhost:6379/0 or memory://")
-        if scheme in ("redis+sentinel", "redis+cluster"):
+        if scheme == "redis+cluster":
             raise ValueError(f"{scheme}:// comes with a later version; use redis://, rediss://, unix:// or memory://")
+        if scheme in SENTINEL_SCHEMES:
+            _check_parameters((name for name, _ in SentinelUrl.parse(value).parameters), SENTINEL_PARAMETERS)
+            return value
         if scheme not in ("memory", "redis", "rediss", "unix"):
-            raise ValueError("must begin with memory://, redis://, rediss:// or unix://")
+            raise ValueError("must begin with memory://, redis://, rediss://, unix:// or redis+sentinel://")
         if scheme == "memory":
             if value != MEMORY_URL:
                 raise ValueError("must be just memory://, with nothing after it")
@@ -373,8 +380,7 @@ class Settings(BaseModel, frozen=True):
             databases.append(url.path.removeprefix("/") or "0")
         if not all(re.fullmatch(r"[0-9]{1,4}", text) for text in databases):
             raise ValueError("must name its database by a number, as in redis://localhost:6379/0")
-        if not {name for name, _ in parameters} <= STORE_URL_PARAMETERS:
-            raise ValueError(f"may have no parameters but {', '.join(sorted(STORE_URL_PARAMETERS))}")
+        _check_parameters((name for name, _ in parameters), STORE_URL_PARAMETERS)
         return value
 
     @field_validator("namespace")
@@ -521,6 +527,11 @@ def is_loopback(host: str) -> bool:
         return False
     # Not is_loopback for IPv6: since Python 3.13 that also says yes to addresses mapped from IPv4.
     return address in ipaddress.ip_network("127.0.0.0/8") if address.version == 4 else host == "::1"
+
+
+def _check_parameters(names: Iterable[str], allowed: frozenset[str]) -> None:
+    if not set(names) <= allowed:
+        raise ValueError(f"may have no parameters but {', '.join(sorted(allowed))}")
 
 
 def _split(text: str) -> list[str]:

@@ -10,22 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from typer.testing import CliRunner, Result
+from uvicorn.supervisors.multiprocess import SIGNALS
 
 import tracker.cli.serve as serving
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running_redis
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.main import app
 from tracker.errors import SchemaMismatch, StoreUnavailable
 from tracker.settings import FIELDS, Settings, digest_of, option_of, variable_of
+from tracker.store.store import CLOSING_SECONDS
 
 PATIENCE_SECONDS = 60
 
@@ -229,19 +231,27 @@ def test_ctrl_c_is_no_error(started: Started, monkeypatch: pytest.MonkeyPatch) -
 def test_options_reach_the_workers_by_the_environment_and_keys_are_not_written_to_it(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
-    ran: dict[str, Any] = {}
-    monkeypatch.setattr("uvicorn.run", lambda app, **options: ran.update(options, app=app))
+    ran: list[tuple[uvicorn.Config, list[socket.socket]]] = []
+
+    class Workers(serving.Workers):
+        def run(self) -> None:
+            ran.append((self.config, self.sockets))
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setattr(serving, "Workers", Workers)
     environ["API_KEY"] = "k"
     settings = Settings.load(port=0, workers=3, store_url="redis://host", keep_alive_seconds=7)
-    listener = serving.listen(settings)
-    port = listener.getsockname()[1]
-    serving.run(settings, listener)
-    assert listener.fileno() == -1, "uvicorn binds the port itself"
-    assert (ran["app"], ran["factory"], ran["workers"]) == ("tracker.api.app:from_environment", True, 3)
-    assert (ran["host"], ran["port"], ran["timeout_keep_alive"]) == ("127.0.0.1", port, 7)
-    assert not ran["access_log"]
-    assert not ran["server_header"]
-    assert "forwarded_allow_ips" not in ran
+    with serving.listen(settings) as listener:
+        serving.run(settings, listener)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    ((config, sockets),) = ran
+    assert sockets == [listener]
+    assert (config.app, config.factory, config.workers) == ("tracker.api.app:from_environment", True, 3)
+    assert config.timeout_keep_alive == 7
+    assert not config.access_log
+    assert not config.server_header
+    assert not config.proxy_headers
     assert not {"TRACKER_API_KEYS", "TRACKER_READ_API_KEYS"} & environ.keys()
     assert Settings.load(environ) == settings
 
@@ -286,9 +296,11 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: str, **variables: str) -> Iterator[Server]:
+def running(*arguments: str, program: str = "", **variables: str) -> Iterator[Server]:
+    """``program``: Python that runs before the command does."""
+    start = ["-c", f"{program}\nfrom tracker.cli.main import main\nmain()"] if program else ["-m", "tracker"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tracker", "serve", "--port", "0", *arguments],
+        [sys.executable, *start, "serve", "--port", "0", *arguments],
         env=os.environ | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -419,3 +431,211 @@ def test_several_workers_share_the_port_and_have_the_options(redis_server: Redis
         assert server.stop() == 0
     assert all(isinstance(json.loads(line), dict) for line in server.lines)
     assert not [line for line in server.lines if "Traceback" in line or "humble" in line]
+
+
+# Stopping
+
+STOP_SECONDS = 10
+HEARTBEAT = b"PUT /api/active-sessions/heartbeat/t HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that the test may harm."""
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@contextmanager
+def callers(server: Server, count: int) -> Iterator[list[socket.socket]]:
+    """Connections to a server, each of which has had an answer."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_connection(address_of(server), timeout=60)) for _ in range(count)]
+        for caller in sockets:
+            caller.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while not received.endswith(b"}"):
+                received += caller.recv(65536) or b"nothing}"
+            assert received.startswith(b"HTTP/1.1 200 ")
+        yield sockets
+
+
+def address_of(server: Server) -> tuple[str, int]:
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def answer(caller: socket.socket) -> tuple[int, bytes]:
+    """All that comes until the server closes the connection: its status, and everything."""
+    received = b""
+    while chunk := caller.recv(65536):
+        received += chunk
+    return int(received.split()[1]) if received else 0, received
+
+
+def refuses(server: Server) -> bool:
+    try:
+        socket.create_connection(address_of(server), timeout=10).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def stops(server: Server, began: float) -> int:
+    code = server.process.wait(PATIENCE_SECONDS)
+    assert time.monotonic() - began < STOP_SECONDS
+    return code
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_on_sigterm_what_is_under_way_is_finished_and_nothing_new_is_taken(
+    own_redis: RedisServer, workers: str
+) -> None:
+    """The store is slow: requests wait for it as the signal comes, and get from it what they asked for."""
+    options = ("--store-url", own_redis.url, "--store-timeout-seconds", "6", "--workers", workers)
+    with running(*options) as server:
+        for _ in range(int(workers)):
+            server.wait_for("Application startup complete")
+        with callers(server, 30) as sockets:
+            busy, idle = sockets[:20], sockets[20:]
+            own_redis.freeze()
+            try:
+                for caller in busy:
+                    caller.sendall(HEARTBEAT)
+                began = time.monotonic()
+                server.process.terminate()
+                eventually(lambda: refuses(server))
+                assert {answer(caller)[1] for caller in idle} == {b""}, "they have nothing to wait for"
+            finally:
+                own_redis.thaw()
+            answers = [answer(caller) for caller in busy]
+        assert {status for status, _ in answers} == {200}
+        assert all(body.endswith(b'{"updated":false}') for _, body in answers)
+        assert stops(server, began) == 0
+    assert not [line for line in server.lines if "Traceback" in line or " ERROR " in line]
+
+
+def test_on_sigterm_a_store_that_says_nothing_is_answered_for_and_holds_nobody_up(own_redis: RedisServer) -> None:
+    options = ("--store-url", own_redis.url, "--sweep-interval-seconds", "0.1")
+    with running(*options) as server, callers(server, 30) as sockets:
+        own_redis.freeze()
+        try:
+            for caller in sockets[:20]:
+                caller.sendall(HEARTBEAT)
+            began = time.monotonic()
+            server.process.terminate()
+            assert {answer(caller)[0] for caller in sockets[:20]} == {503}
+            assert stops(server, began) == 0
+        finally:
+            own_redis.thaw()
+    assert not [line for line in server.lines if "Traceback" in line]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_on_sigterm_neither_callers_who_stall_nor_long_deadlines_hold_it_up(
+    own_redis: RedisServer, workers: str
+) -> None:
+    """With less time to finish than it has, so that the test does not take it."""
+    options = ("--store-url", own_redis.url, "--store-timeout-seconds", "60", "--workers", workers)
+    program = "import tracker.cli.serve as serving; serving.SHUTDOWN_SECONDS = 1"
+    with running(*options, program=program) as server:
+        for _ in range(int(workers)):
+            server.wait_for("Application startup complete")
+        with callers(server, 12) as sockets:
+            own_redis.freeze()
+            try:
+                for caller in sockets[:6]:
+                    caller.sendall(
+                        b"PUT /api/active-sessions/heartbeat/t HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+                    )
+                for caller in sockets[6:]:
+                    caller.sendall(HEARTBEAT)
+                began = time.monotonic()
+                server.process.terminate()
+                assert stops(server, began) == 0
+            finally:
+                own_redis.thaw()
+    assert not [line for line in server.lines if "is killed" in line]
+
+
+def test_what_is_granted_when_stopping_adds_up_to_less_than_ten_seconds() -> None:
+    a_look_at_signals, the_store = 0.5, CLOSING_SECONDS
+    assert a_look_at_signals + serving.SHUTDOWN_SECONDS + max(serving.STRAGGLER_SECONDS, the_store) < STOP_SECONDS
+
+
+def test_sigterm_before_it_listens_ends_it_as_well() -> None:
+    with pytest.raises(SystemExit) as ended, serving.ending_well():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# Several workers
+
+
+def started_workers(server: Server, count: int) -> list[int]:
+    """The process ids of all the workers there ever were, once so many are up."""
+    eventually(lambda: sum("Application startup complete" in line for line in server.lines) >= count)
+    started = [re.search(r"Started server process \[(\d+)\]", line) for line in server.lines]
+    return [int(match[1]) for match in started if match]
+
+
+@contextmanager
+def running_workers(url: str, namespace: str) -> Iterator[tuple[Server, list[int]]]:
+    with running("--store-url", url, "--namespace", namespace, "--workers", "2") as server:
+        yield server, started_workers(server, 2)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_is_killed_is_replaced(redis_server: RedisServer, namespace: str) -> None:
+    with running_workers(redis_server.url, namespace) as (server, workers):
+        os.kill(workers[0], signal.SIGKILL)
+        everyone = started_workers(server, 3)
+        assert len(set(everyone)) == 3
+        assert httpx.get(server.url + "/ready").status_code == 200
+        assert server.stop(signal.SIGTERM) == 0
+        assert not [pid for pid in everyone if is_running(pid)]
+
+
+def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(redis_server: RedisServer, namespace: str) -> None:
+    with running_workers(redis_server.url, namespace) as (server, workers):
+        server.process.send_signal(signal.SIGHUP)
+        statuses = set()
+
+        def replaced() -> bool:
+            statuses.add(httpx.get(server.url + "/api/active-sessions").status_code)
+            return not any(map(is_running, workers))
+
+        eventually(replaced)
+        assert statuses == {200}
+        assert server.stop(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_hangs_does_not_keep_the_others_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SHUTDOWN_SECONDS", 0)
+    monkeypatch.setattr(serving, "STRAGGLER_SECONDS", 0.2)
+
+    class Hung:
+        pid = 1
+
+        def __init__(self) -> None:
+            self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            self.process.join = self._join  # type: ignore[attr-defined]
+            self.process.is_alive = lambda: self.process.poll() is None  # type: ignore[attr-defined]
+
+        def _join(self, seconds: float = PATIENCE_SECONDS) -> None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+
+    workers = serving.Workers.__new__(serving.Workers)
+    hung = [Hung(), Hung()]
+    workers.processes = hung  # type: ignore[assignment]
+    workers.join_all()
+    assert [one.process.poll() for one in hung] == [-signal.SIGKILL] * 2

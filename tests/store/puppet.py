@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-__all__ = ["Answer", "Puppet", "echo", "resp", "running_puppet"]
+__all__ = ["Answer", "Puppet", "echo", "read_command", "resp", "running_puppet"]
 
 Answer = Callable[[list[bytes], asyncio.StreamWriter], Awaitable[bytes]]
 
@@ -16,8 +16,9 @@ Answer = Callable[[list[bytes], asyncio.StreamWriter], Awaitable[bytes]]
 class Puppet:
     """``heard``: every script call's name and own arguments. ``answer``: from those to the bytes to send back.
 
-    By default a call is answered with its own arguments. Enrolling succeeds in one shard. While ``greets`` is not set,
-    what a driver sends before its first call (name, password, database) stays without reply.
+    By default a call is answered with its own arguments. Enrolling succeeds in one shard. ``role`` is what it says of
+    itself. While ``greets`` is not set, what a driver sends before its first call (name, password, database, role)
+    stays without reply.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class Puppet:
         self.answer: Answer = echo
         self.greets = asyncio.Event()
         self.greets.set()
+        self.role = b"master"
         self.connections = 0
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -38,7 +40,7 @@ class Puppet:
         self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
-                if reply := await self._reply(await _read_command(reader), writer):
+                if reply := await self._reply(await read_command(reader), writer):
                     writer.write(reply)
                     await writer.drain()
         writer.close()
@@ -50,7 +52,7 @@ class Puppet:
     async def _reply(self, words: list[bytes], writer: asyncio.StreamWriter) -> bytes:
         if words[0].upper() not in (b"EVALSHA", b"EVAL"):
             await self.greets.wait()
-            return b"+OK\r\n"
+            return resp([self.role, b"0", []]) if words[0].upper() == b"ROLE" else b"+OK\r\n"
         own = words[3 + int(words[2]) + 3 :]
         if len(own) == 2 and own[0] == b"1":
             return resp([b"1", b"1", b"", b"0", b""])
@@ -69,7 +71,7 @@ def resp(reply: Any) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(reply), reply)
 
 
-async def _read_command(reader: asyncio.StreamReader) -> list[bytes]:
+async def read_command(reader: asyncio.StreamReader) -> list[bytes]:
     count = int((await reader.readuntil(b"\r\n"))[1:])
     words = []
     for _ in range(count):

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tracker import __version__
+from tracker.cli.doctor import doctor
 from tracker.cli.hash_key import hash_key
 from tracker.cli.serve import serve
 from tracker.cli.simulate import simulate
@@ -36,6 +37,7 @@ def tracker(
 
 
 app.command()(serve)
+app.command()(doctor)
 app.command("hash-key")(hash_key)
 app.command()(simulate)
 

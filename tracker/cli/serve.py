@@ -5,11 +5,17 @@ import inspect
 import logging
 import logging.config
 import os
+import signal
 import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from tracker import __version__
 from tracker.api.auth import Keyring
@@ -20,7 +26,10 @@ from tracker.settings import FIELDS, Settings, SettingsError, option_of, suggest
 
 WRONG_SETTINGS = 2
 CANNOT_LISTEN = 1
-SHUTDOWN_SECONDS = 8
+SHUTDOWN_SECONDS = 7
+"""How long requests under way get to finish when the server stops. It then has to be gone within ten seconds."""
+STRAGGLER_SECONDS = 2
+"""How long after that a worker is waited for: it has its store to close."""
 
 logger = logging.getLogger("tracker.serve")
 
@@ -36,7 +45,7 @@ def serve(**options: str | None) -> None:
     logging.config.dictConfig(log_config(settings))
     warn_of_typos()
     try:
-        with listen(settings) as listener:
+        with ending_well(), listen(settings) as listener:
             logger.info(greeting(settings, keys, listener))
             check_store(settings)
             run(settings, listener)
@@ -134,9 +143,37 @@ def run(settings: Settings, listener: socket.socket) -> None:
         server = uvicorn.Server(uvicorn.Config(create_app(settings), workers=1, **options))
         server.run(sockets=[listener])
         return
-    listener.close()  # uvicorn opens its own and hands it to the workers
     os.environ.update(settings.to_environment())
-    uvicorn.run("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
+    config = uvicorn.Config("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
+    Workers(config, sockets=[listener]).run()
+
+
+class Workers(Multiprocess):
+    """Replaces workers that die or hang, and on SIGHUP one after the other. At the end it waits for none for ever."""
+
+    def terminate_all(self) -> None:
+        for listener in self.sockets:
+            listener.close()  # or new connections would wait in it for a worker that never comes
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        limit = time.monotonic() + SHUTDOWN_SECONDS + STRAGGLER_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0.0, limit - time.monotonic()))
+            if worker.process.is_alive():
+                logger.error("worker %s does not stop and is killed", worker.pid)
+                worker.process.kill()
+                worker.process.join()
+
+
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """SIGTERM ends the process with status 0: before uvicorn listens to it, and when uvicorn, done, raises it again."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def greeting(settings: Settings, keys: Keyring, listener: socket.socket) -> str:

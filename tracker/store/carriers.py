@@ -10,7 +10,6 @@ from hiredis import ReplyError
 
 from tracker.errors import StoreError, StoreUnavailable
 from tracker.store.batching import Operation, Reply
-from tracker.store.connection import fault_of
 from tracker.store.keys import Shard
 from tracker.store.pipe import NO_REPLY, Pipe
 from tracker.store.scripts import Argument, Scripts, is_reply
@@ -122,9 +121,7 @@ class PipeCarrier:
             self._by_source = True
             self._pipe.call(self._scripts.by_source(self._script, self._shard, self._arguments), self._arrive)
         else:
-            if "READONLY" in str(reply):
-                self._scripts.leave()
-            self._land(fault_of(str(reply)))
+            self._land(self._scripts.refused(str(reply)))
 
     def _take(self, replies: Any) -> None:
         if not is_reply(replies) or len(replies) != self._count or not all(map(is_reply, replies)):

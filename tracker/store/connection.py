@@ -1,4 +1,4 @@
-"""The one place that knows the driver: how to reach the store, and what its errors mean to us.
+"""What we ask of the driver: how to reach the store, and what its errors mean to us.
 
 ``memory://`` is fakeredis inside the process, everything else redis-py. The defaults of its release 8 are not ours: it
 would retry writes, wait for ten seconds, and skip the check that keeps a late reply from reaching another caller.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 from fakeredis import FakeAsyncRedis, FakeServer
 from redis import exceptions as driver
@@ -21,7 +22,9 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
+from tracker.sentinel_url import SENTINEL_SCHEMES, SentinelUrl
 from tracker.settings import Settings
+from tracker.store.sentinel import MasterPool, Sentinels
 
 __all__ = ["connect", "fault_of", "translated"]
 
@@ -58,12 +61,22 @@ def connect(settings: Settings) -> Redis:
     """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
     if settings.in_memory:
         return _embedded(settings.store_timeout_seconds)
-    options: dict[str, Any] = {
-        **parse_url(settings.store_url),
+    if settings.store_url.partition("://")[0] in SENTINEL_SCHEMES:
+        pool: BlockingConnectionPool = _behind_sentinels(settings)
+    else:
+        pool = _pool(parse_url(settings.store_url), settings.store_timeout_seconds)
+    if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
+        raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
+    return Redis.from_pool(pool)  # which closes the pool with the client
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    """What we ask of every connection and pool; each step may take as long as the whole."""
+    return {
         "max_connections": POOL_CONNECTIONS,
-        "timeout": settings.store_timeout_seconds,
-        "socket_timeout": settings.store_timeout_seconds,
-        "socket_connect_timeout": settings.store_timeout_seconds,
+        "timeout": timeout,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
         "socket_read_size": READ_BYTES,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
@@ -72,12 +85,31 @@ def connect(settings: Settings) -> Redis:
         "driver_info": None,  # or each connection begins with two more calls, which Redis before 7.2 refuses
         "decode_responses": False,
     }
-    if settings.store_url.startswith("unix://"):
+
+
+def _pool(place: Mapping[str, Any], timeout: float) -> BlockingConnectionPool:
+    options = {**place, **_options(timeout)}
+    if "path" in place:
         del options["maint_notifications_config"]
-    pool = BlockingConnectionPool(**options)
-    if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
-        raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
-    return Redis.from_pool(pool)  # which closes the pool with the client
+    return BlockingConnectionPool(**options)
+
+
+def _behind_sentinels(settings: Settings) -> MasterPool:
+    url = SentinelUrl.parse(settings.store_url)
+    parameters = dict(url.parameters)
+    sentinel_login = {name: parameters.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    # redis-py reads the others, which are of TLS and the client's name, each in its way.
+    place = dict(parse_url(f"{'rediss' if url.tls else 'redis'}://?{urlencode(parameters)}"))
+    timeout = settings.store_timeout_seconds
+    # Half of the time is for finding the master, so that some is left to call it.
+    clients = [
+        Redis.from_pool(_pool({**place, **sentinel_login, "host": host, "port": port}, timeout / 2))
+        for host, port in url.sentinels
+    ]
+    place.pop("connection_class", None)
+    login = {"username": url.username, "password": url.password, "db": url.database}
+    sentinels = Sentinels(url.master, clients, timeout / 2)
+    return MasterPool(sentinels, tls=url.tls, **{**place, **login, **_options(timeout)})
 
 
 def _embedded(timeout: float) -> Redis:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from tracker.errors import StoreError
 from tracker.store.scripts import Scripts
 from tracker.store.snapshot import timestamp
 
-__all__ = ["Findings", "inspect", "watch"]
+__all__ = ["Findings", "inspect", "judge", "read_info", "version_of", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +46,56 @@ async def inspect(scripts: Scripts, *, embedded: bool) -> Findings:
         warnings.append("the store is in memory: sessions are gone when this process stops")
         return Findings(facts, tuple(warnings))
 
-    version = str(info.get("valkey_version") or info.get("redis_version") or "")
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if version:
-        facts["version"] = ("Valkey " if "valkey_version" in info else "Redis ") + version
-        if "valkey_version" not in info and numbers < OLDEST_VERSION:
-            warnings.append(f"Redis {version} is too old: 6.2 or later is needed")
-    policy = str(info.get("maxmemory_policy", ""))
-    if policy:
-        facts["maxmemoryPolicy"] = policy
-        if policy != "noeviction":
-            warnings.append(
-                f"maxmemory-policy is {policy}: Redis may throw live sessions away. Set it to noeviction "
-                "(CONFIG SET maxmemory-policy noeviction, and in redis.conf)"
-            )
+    if version := version_of(info):
+        facts["version"] = version
+    if policy := info.get("maxmemory_policy"):
+        facts["maxmemoryPolicy"] = str(policy)
     if "aof_enabled" in info:
         facts["appendOnlyFile"] = str(info["aof_enabled"]) == "1"
-        if not facts["appendOnlyFile"]:
-            warnings.append(
-                "the append-only file is off: a restart of Redis loses the latest sessions (appendonly yes)"
+    warnings += [warning for _, warning in judge(info)]
+    return Findings(facts, tuple(warnings))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """`Redis 7.2.4` or `Valkey 8.0.1`; empty where INFO is forbidden."""
+    version = str(info.get("valkey_version") or info.get("redis_version") or "")
+    return ("Valkey " if "valkey_version" in info else "Redis ") + version if version else ""
+
+
+def judge(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What to change of a Redis that says this of itself (INFO): the topic, and a sentence for each."""
+    warnings: list[tuple[str, str]] = []
+
+    def warn(topic: str, text: str) -> None:
+        warnings.append((topic, text))
+
+    version = str(info.get("redis_version", ""))
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if version and "valkey_version" not in info and numbers < OLDEST_VERSION:
+        warn("version", f"Redis {version} is too old: 6.2 or later is needed")
+    policy = str(info.get("maxmemory_policy", ""))
+    if policy not in ("", "noeviction"):
+        warn(
+            "eviction",
+            f"maxmemory-policy is {policy}: Redis may throw live sessions away. Set it to noeviction "
+            "(CONFIG SET maxmemory-policy noeviction, and in redis.conf)",
+        )
+    if "aof_enabled" in info:
+        if str(info["aof_enabled"]) != "1":
+            warn(
+                "persistence",
+                "the append-only file is off: a restart of Redis loses the latest sessions (appendonly yes)",
             )
         if info.get("aof_last_write_status") == "err" or info.get("rdb_last_bgsave_status") == "err":
-            warnings.append("Redis cannot write to its disk: it may lose sessions, or refuse to take them")
+            warn("persistence", "Redis cannot write to its disk: it may lose sessions, or refuse to take them")
     if not info:
-        warnings.append(
-            "the store does not let us see its set-up (INFO is forbidden): make sure of noeviction yourself"
-        )
-    return Findings(facts, tuple(warnings))
+        warn("set-up", "the store does not let us see its set-up (INFO is forbidden): make sure of noeviction yourself")
+    return warnings
+
+
+async def read_info(scripts: Scripts) -> dict[str, Any]:
+    """What Redis says of itself; nothing where it may not. Raises StoreUnavailable."""
+    return await _info(scripts)
 
 
 async def _info(scripts: Scripts) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, cast
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from tracker.errors import SchemaMismatch, StoreUnavailable
+from tracker.errors import SchemaMismatch, StoreError, StoreUnavailable
 from tracker.settings import Settings
-from tracker.store.connection import connect, translated
+from tracker.store.connection import connect, fault_of, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
 from tracker.store.pipe import NO_REPLY, Pipe
+from tracker.store.sentinel import cut
 
 __all__ = ["NAMES", "Argument", "Scripts", "is_reply", "together"]
 
@@ -24,6 +25,10 @@ Argument = str | bytes | int
 T = TypeVar("T")
 
 NAMES = (
+    "check_counts",
+    "check_index",
+    "check_sessions",
+    "check_tasks",
     "claim",
     "cleanup",
     "create",
@@ -85,6 +90,7 @@ class Scripts:
         self._feed_length = settings.feed_length
         self._enrolled = False
         self._enrolling = asyncio.Lock()
+        self._embedded = settings.in_memory
         self._pipes: list[Pipe] = []
         self._stale = False
         self._left = -LEAVE_SECONDS
@@ -145,6 +151,12 @@ class Scripts:
         self._pipes.append(pipe)
         return pipe
 
+    def refused(self, text: str) -> StoreError:
+        """The error that Redis means by a text. A server that has become a replica is left: see ``leave``."""
+        if "READONLY" in text:
+            self.leave()
+        return fault_of(text)
+
     def leave(self) -> None:
         """Leaves a server that only reads, for it was a master once: where it is reached there may be another by now.
 
@@ -158,7 +170,13 @@ class Scripts:
                 pipe.retire("the store became read-only")
 
     async def close(self) -> None:
+        if not self._embedded:
+            self._cut()  # a server that reads no more would not let them be closed in order
         await self.client.aclose()
+
+    def _cut(self) -> None:
+        pool = self.client.connection_pool
+        cut([*pool._available_connections, *pool._in_use_connections])
 
     async def _enroll(self) -> list[list[bytes]]:
         # The first shard alone decides: a pod with another shard count must not write to shards that are none.

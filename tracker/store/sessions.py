@@ -13,7 +13,6 @@ from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
 from tracker.settings import Settings
 from tracker.store.batching import Batcher, Carrier, Operation, Reply
 from tracker.store.carriers import ClientCarrier, PipeCarrier
-from tracker.store.connection import fault_of
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
 from tracker.store.scripts import Argument, Scripts
 from tracker.store.snapshot import decode, encode
@@ -99,7 +98,7 @@ class SessionStore:
             raise
         replies = await asyncio.gather(*futures)
         for (target, _), reply in zip(places, replies, strict=True):
-            if _checked(reply)[0] == b"renewed":
+            if self._checked(reply)[0] == b"renewed":
                 outcomes[target] = _beat(reply)
         return outcomes
 
@@ -160,13 +159,18 @@ class SessionStore:
         shard = self._shard_of(target)
         if shard is None:
             return None
-        reply = _checked(await self._submit(script, shard, (target.kind, target.value, *rest)))
+        reply = self._checked(await self._submit(script, shard, (target.kind, target.value, *rest)))
         if reply[0] == b"conflict":
             raise Conflict("Another session is the live one of this task", decode(reply[1], reply[2:]))
         return reply
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
-        return _checked(await self._submit(script, shard, operation))
+        return self._checked(await self._submit(script, shard, operation))
+
+    def _checked(self, reply: Reply) -> Reply:
+        if reply[0] == b"error":
+            raise self._scripts.refused(reply[1].decode(errors="replace"))
+        return reply
 
     def _submit(self, script: str, shard: int, operation: Operation) -> asyncio.Future[Reply]:
         batcher = self._batchers.get((script, shard))
@@ -184,12 +188,6 @@ class SessionStore:
 def _optional(text: str | None) -> str:
     """A text that may be absent, as the scripts take it: '' for none, '=' and the text (which may be '') for one."""
     return "" if text is None else "=" + text
-
-
-def _checked(reply: Reply) -> Reply:
-    if reply[0] == b"error":
-        raise fault_of(reply[1].decode(errors="replace"))
-    return reply
 
 
 def _beat(reply: Reply) -> Beat:

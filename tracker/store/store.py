@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -20,6 +21,9 @@ from tracker.store.stats import read_stats
 from tracker.store.sweeper import Sweeper
 
 __all__ = ["Store", "open_store", "verify"]
+
+CLOSING_SECONDS = 1
+"""How long calls under way get to come home when a store is closed, however long their deadlines are."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIt
     try:
         yield store
     finally:
-        await sessions.close()
-        await hashes.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                await sessions.close()
+                await hashes.close()
         await scripts.close()
 
 
