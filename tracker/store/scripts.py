@@ -15,6 +15,7 @@ from tracker.errors import SchemaMismatch
 from tracker.settings import Settings
 from tracker.store.connection import connect, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
+from tracker.store.observer import Observer
 
 __all__ = ["NAMES", "Argument", "Scripts", "together"]
 
@@ -59,8 +60,9 @@ class _Script:
 class Scripts:
     """Runs scripts on shards, each within one deadline; the store's layout is checked before the first."""
 
-    def __init__(self, settings: Settings, client: Redis | None = None) -> None:
+    def __init__(self, settings: Settings, client: Redis | None = None, observer: Observer | None = None) -> None:
         self.client = connect(settings) if client is None else client
+        self.observer = Observer() if observer is None else observer
         self.shards = tuple(Shard(settings.namespace, number) for number in range(settings.shards))
         self.timeout = settings.store_timeout_seconds
         prelude = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
@@ -76,6 +78,11 @@ class Scripts:
         Raises StoreUnavailable when there is none within the deadline, StoreFault when the script was refused,
         SchemaMismatch when the store is laid out for others.
         """
+        with self.observer.watching(name):
+            return await self.call(name, shard, *arguments)
+
+    async def call(self, name: str, shard: Shard, *arguments: Argument) -> Any:
+        """As ``run``, for those who tell the observer themselves."""
         with translated():
             async with asyncio.timeout(self.timeout):
                 await self.ensure_enrolled()
@@ -83,7 +90,7 @@ class Scripts:
 
     async def enroll(self) -> list[list[bytes]]:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
-        with translated():
+        with self.observer.watching("enroll"), translated():
             async with asyncio.timeout(self.timeout):
                 return await self._enroll()
 
@@ -111,7 +118,7 @@ class Scripts:
 
     async def command(self, *words: Argument) -> Any:
         """The reply to a plain command, within the same deadline and with the same errors."""
-        with translated():
+        with self.observer.watching(str(words[0]).lower()), translated():
             async with asyncio.timeout(self.timeout):
                 await self.ensure_enrolled()
                 return await self._execute(words)

@@ -116,6 +116,7 @@ class Sweeper:
                     timestamp(int(reply[5])),
                 )
             if looked_at < BATCH:
+                self._scripts.observer.swept(ended)
                 break
         return _Swept(ended, failed, why)
 

@@ -29,6 +29,11 @@ do
   if held and hold_end and cutoff < hold_end then cutoff = held end
 end
 
+-- The end (ms) of the hold that keeps the cutoff back now; '' where none does.
+local function hold_in_force()
+  return cutoff < now and held and cutoff == held and hold_end and ms(hold_end) or ''
+end
+
 -- Raises on a key of the wrong type, so that it shows before the first write: a failed script does not roll back.
 local function check_shard()
   for _, key in ipairs({SESSIONS, DEADLINES, AGENTS, TRIGGERS}) do redis.call('ZCARD', key) end

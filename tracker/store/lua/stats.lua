@@ -1,7 +1,8 @@
 -- The shard in numbers, at a cost that does not grow with it.
 --
 -- ARGV    4 how many agents and trigger types to name  5 how many entries to look through where it must look
--- reply   {live, expired, created, started of the oldest ('' none), oldest heartbeat ('' none), now, agents},
+-- reply   {live, expired, created, started of the oldest ('' none), oldest heartbeat ('' none), now, agents,
+--         age of the pulse (ms, '' none yet), hold: '' or its end (ms)},
 --         {ended:reason, n, ...}, {agent, n, ...}, {trigger, n, ...}, {agent, trigger of each expired, unswept one}
 local top, reach = tonumber(ARGV[4]) - 1, tonumber(ARGV[5])
 
@@ -42,6 +43,8 @@ return {
     beat and ms(beat) or '',
     ms(now),
     ms(redis.call('ZCARD', AGENTS)),
+    pulse and ms(now - pulse) or '',
+    hold_in_force(),
   },
   redis.call('HGETALL', COUNTERS),
   redis.call('ZREVRANGE', AGENTS, 0, top, 'WITHSCORES'),
