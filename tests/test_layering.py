@@ -31,6 +31,8 @@ DRIVERS: dict[str, set[str]] = {
     "fakeredis": {"store"},
     "starlette": {"api", "cli/serve"},
     "uvicorn": {"cli/serve"},
+    "prometheus_client": {"api"},
+    "opentelemetry": {"api"},
     "typer": {"cli", "cli/serve", "entry"},
     "rich": {"cli", "cli/serve"},
     "httpx": {"client", "cli", "api"},

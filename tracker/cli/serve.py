@@ -6,6 +6,7 @@ import logging
 import logging.config
 import os
 import socket
+import tempfile
 from typing import Annotated, Any
 
 import typer
@@ -134,7 +135,13 @@ def run(settings: Settings, listener: socket.socket) -> None:
         return
     listener.close()  # uvicorn opens its own and hands it to the workers
     os.environ.update(settings.to_environment())
-    uvicorn.run("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
+    with tempfile.TemporaryDirectory(prefix="tracker-metrics-") as directory:
+        # Where workers count together. The library looks for it when it is imported, which only they do.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        try:
+            uvicorn.run("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 def greeting(settings: Settings, keys: Keyring, listener: socket.socket) -> str:
