@@ -94,7 +94,7 @@ class Metrics(Observer):
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # as many series again, which nobody asks for
         self._directory = os.environ.get(DIRECTORY)
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = self._counter(
             "tracker_http_requests", "Requests answered, by route template, method and status.", "route method status"
         )
@@ -207,32 +207,32 @@ class Metrics(Observer):
     def _write(self, gauges: Gauges | None) -> bytes:
         scrape = CollectorRegistry()
         if self._directory is None:
-            scrape.register(self._registry)
-            processes = [str(os.getpid())]
+            scrape.register(self.registry)
         else:
-            processes = self._processes(Path(self._directory))
             MultiProcessCollector(scrape, self._directory)  # type: ignore[no-untyped-call]
         scrape.register(_Families(lambda: _families(gauges)))
-        scrape.register(_Families(lambda: _process_families(processes)))
+        scrape.register(_Families(lambda: _process_families(self.workers())))
         return generate_latest(scrape)
 
-    def _processes(self, directory: Path) -> list[str]:
-        """The workers that live. What the others counted stays counted, but of what they held nothing is left."""
+    def workers(self) -> list[str]:
+        """Ids of the processes that count and live. Others' counts stay, but nothing is left of what they held."""
+        if self._directory is None:
+            return [str(os.getpid())]
         living = []
-        for process in {path.stem.rpartition("_")[2] for path in directory.glob("*.db")}:
+        for process in {path.stem.rpartition("_")[2] for path in Path(self._directory).glob("*.db")}:
             try:
                 os.kill(int(process), 0)
             except ProcessLookupError:
-                mark_process_dead(int(process), str(directory))  # type: ignore[no-untyped-call]
+                mark_process_dead(int(process), self._directory)  # type: ignore[no-untyped-call]
             else:
                 living.append(process)
         return living
 
     def _counter(self, name: str, text: str, labels: str = "") -> Counter:
-        return Counter(name, text, labels.split(), registry=self._registry)
+        return Counter(name, text, labels.split(), registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float], labels: str) -> Histogram:
-        return Histogram(name, text, labels.split(), buckets=tuple(buckets), registry=self._registry)
+        return Histogram(name, text, labels.split(), buckets=tuple(buckets), registry=self.registry)
 
 
 class _Families(Collector):
