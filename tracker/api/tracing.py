@@ -85,7 +85,7 @@ class Tracing:
     @contextmanager
     def store_span(self, call: str) -> Iterator[None]:
         """A span for what a request waits for in the store. What the server does for itself goes untraced."""
-        if not trace.get_current_span().get_span_context().is_valid:
+        if not trace.get_current_span().is_recording():
             yield
             return
         with self._tracer.start_as_current_span(
