@@ -59,7 +59,7 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
             if not settings.in_memory:
                 tasks.append(asyncio.create_task(store.watch()))
             if settings.webhook_url:
-                tasks.append(asyncio.create_task(Webhooks(settings, store).run()))
+                tasks.append(asyncio.create_task(Webhooks(settings, store, metrics).run()))
             try:
                 yield {"store": store, "settings": settings, "metrics": metrics}
             finally:

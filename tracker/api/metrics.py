@@ -15,7 +15,7 @@ import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -123,6 +123,12 @@ class Metrics(Observer):
         self._unavailable, self._faults, self._mismatches = map(errors.labels, ("unavailable", "fault", "mismatch"))
         self._sweeps = self._counter("tracker_sweeps", "Shards swept by this pod.")
         self._swept = self._counter("tracker_sweep_ended_sessions", "Expired sessions ended by this pod's sweeps.")
+        deliveries = self._counter(
+            "tracker_webhook_deliveries",
+            "Attempts to tell the receiver of an event: told, later (to be tried again), parked (given up).",
+            "outcome",
+        )
+        self._deliveries = {outcome: deliveries.labels(outcome) for outcome in ("told", "later", "parked")}
         self._tallies: dict[tuple[str, str, int], _Tally] = {}
         self._flushing: asyncio.TimerHandle | None = None
         self._calls: dict[str, _Call] = {}
@@ -136,6 +142,10 @@ class Metrics(Observer):
         tally.seconds += seconds
         if self._flushing is None and self._directory is not None:
             self._flushing = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def delivered(self, outcome: Literal["told", "later", "parked"]) -> None:
+        """An attempt to tell a webhook's receiver came to that."""
+        self._deliveries[outcome].inc()
 
     def landed(self, call: str, seconds: float, size: int, outcome: list[list[Any]] | StoreError) -> None:
         known = self._calls.get(call)
