@@ -34,6 +34,8 @@ DRIVERS: dict[str, set[str]] = {
     "fakeredis": {"store"},
     "starlette": {"api", "cli/serve"},
     "uvicorn": {"cli/serve"},
+    "prometheus_client": {"api"},
+    "opentelemetry": {"api"},
     "typer": {"cli", "cli/serve", "cli/doctor", "entry"},
     "rich": {"cli", "cli/serve", "cli/doctor"},
     "httpx": {"client", "cli", "api"},

@@ -96,6 +96,7 @@ def test_an_empty_variable_counts_as_not_set(name: str) -> None:
         ("agent_cleanup", "expired", "expired"),
         ("log_level", "WARNING", "warning"),
         ("log_format", "Json", "json"),
+        ("access_log", "Errors", "errors"),
         ("cors_origins", "*", ("*",)),
         (
             "cors_origins",
@@ -144,6 +145,7 @@ def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
         ("agent_cleanup", "some", 'must be all or expired, not "some"'),
         ("log_level", "loud", 'must be debug, info, warning, error or critical, not "loud"'),
         ("log_format", "xml", 'must be text or json, not "xml"'),
+        ("access_log", "on", 'must be all, errors or off, not "on"'),
         ("cors_origins", "*,https://a/", "entry 2 must be * or scheme://host[:port], without path or slash at the end"),
         ("cors_origins", "https://*.a", "entry 1 must be * or scheme://host[:port], without path or slash at the end"),
         ("store_url", "localhost:6379", "must be a URL such as redis://localhost:6379/0 or memory://"),

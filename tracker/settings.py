@@ -214,6 +214,11 @@ class Settings(BaseModel, frozen=True):
     log_format: Literal["text", "json"] = Field(
         default="text", description="Log lines: text for people, or json, one object per line."
     )
+    access_log: Literal["all", "errors", "off"] = Field(
+        default="all",
+        description="Requests to log, one line each at level info: all, errors (answered with 400 or above) or off. "
+        "Probes and scrapes that go well are at level debug.",
+    )
     api_keys: tuple[ApiKey, ...] = Field(
         default=(),
         description="Keys that may read and write, comma-separated. API_KEY is honoured as one more.",
@@ -390,7 +395,7 @@ class Settings(BaseModel, frozen=True):
             raise ValueError(f"must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, not {quoted(value)}")
         return value
 
-    @field_validator("agent_cleanup", "log_level", "log_format", mode="before")
+    @field_validator("agent_cleanup", "log_level", "log_format", "access_log", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value

@@ -16,6 +16,7 @@ from tests.api.receiver import OK, SECRET, Call, Receiver, receiving
 from tests.patience import until
 from tests.raw import read_now, read_raw
 from tests.redis_server import running_redis
+from tests.scrape import Scrape
 from tracker.api import webhooks
 from tracker.api.webhooks import ATTEMPTS, JITTER, delay_before, sign
 from tracker.settings import Settings
@@ -111,6 +112,24 @@ async def test_an_end_is_told_whole_and_signed(settings: Settings, receiver: Rec
     assert call.event == {**event, "id": call.headers["webhook-id"]}
     assert call.event["session"] == {**session, "providerSessionId": "p-1"}
     assert call.headers["webhook-id"].endswith(event["id"])
+
+
+@pytest.mark.usefixtures("quick")
+async def test_metrics_tell_what_came_of_each_attempt(
+    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "ATTEMPTS", 3)
+    answers = iter([ERROR, OK, ERROR, ERROR, ERROR])
+    receiver.answer = lambda call: next(answers)
+    async with telling(settings, receiver) as api:
+        await run_once(api, "t1")
+        await has_told(receiver, 2)
+        await run_once(api, "t2")
+        await has_told(receiver, 5)
+        await until(lambda: settled(api))
+        seen = Scrape((await api.client.get("/metrics")).text)
+    name = "tracker_webhook_deliveries_total"
+    assert [seen.value(name, outcome=outcome) for outcome in ("told", "later", "parked")] == [1, 3, 1]
 
 
 async def test_other_types_are_told_if_asked_for(settings: Settings, receiver: Receiver) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tracker.api.access import Line
 from tracker.cli.logs import JsonFormatter, TextFormatter, log_config
 from tracker.settings import Settings
 
@@ -38,6 +39,31 @@ def test_a_json_line_has_the_same_and_nothing_else() -> None:
         "logger": "tracker.api",
         "message": "3 sessions",
     }
+
+
+def test_fields_go_along_as_fields_of_json_only() -> None:
+    made = record("%d sessions", 3)
+    made.fields = {"requestId": "r", "status": 200}
+    assert TextFormatter().format(made).endswith("  3 sessions")
+    entry = json.loads(JsonFormatter().format(made))
+    assert (entry["message"], entry["requestId"], entry["status"]) == ("3 sessions", "r", 200)
+
+
+def test_a_record_of_several_lines_has_each_with_its_own_time_and_level() -> None:
+    made = record("%d requests", 2)
+    made.lines = [
+        Line(1795489721.0, logging.DEBUG, "GET", "/a", 200, 0.0004, "r1"),
+        Line(1795489722.9999, logging.INFO, "GET", "/b\n", 404, 1.5, "r2"),
+    ]
+    assert TextFormatter().format(made).split("\n") == [
+        "2026-11-24T03:08:41.000Z DEBUG   tracker.api  GET /a 200 0.4 ms r1",
+        "2026-11-24T03:08:42.999Z INFO    tracker.api  GET /b",
+        "     404 1500.0 ms r2",
+    ]
+    first, second = map(json.loads, JsonFormatter().format(made).split("\n"))
+    assert (first["time"], first["level"], first["route"]) == ("2026-11-24T03:08:41.000Z", "debug", "/a")
+    assert (second["time"], second["level"], second["route"]) == ("2026-11-24T03:08:42.999Z", "info", "/b\n")
+    assert second["durationMs"] == 1500
 
 
 def test_an_exception_goes_along() -> None:

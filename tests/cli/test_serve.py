@@ -22,6 +22,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 import tracker.cli.serve as serving
 from tests.redis_server import RedisServer, running_redis
+from tests.scrape import Scrape
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.main import app
@@ -406,7 +407,8 @@ def test_a_store_that_cannot_be_reached_keeps_no_server_from_starting_and_its_pa
             assert client.get("/api/active-sessions").status_code == 503
         assert server.stop() == 0
     entries = [json.loads(line) for line in server.lines]
-    assert all(entry.keys() - {"exception"} == {"time", "level", "logger", "message"} for entry in entries)
+    further = {"exception", "method", "route", "status", "durationMs", "requestId"}
+    assert all(entry.keys() - further == {"time", "level", "logger", "message"} for entry in entries)
     messages = [entry["message"] for entry in entries if entry["level"] == "warning"]
     assert messages[0] == "TRACKER_PROT is not a setting; did you mean TRACKER_PORT?"
     assert messages[1].startswith("starting all the same, and answering 503 until the store is back: ")
@@ -431,6 +433,48 @@ def test_several_workers_share_the_port_and_have_the_options(redis_server: Redis
         assert server.stop() == 0
     assert all(isinstance(json.loads(line), dict) for line in server.lines)
     assert not [line for line in server.lines if "Traceback" in line or "humble" in line]
+
+
+def test_whichever_worker_is_asked_tells_of_all_of_them_also_when_one_has_died(
+    redis_server: RedisServer, namespace: str, tmp_path: Path
+) -> None:
+    """Request ids begin alike where one worker made them: so we know whom we talk to."""
+    options = ("--workers", "2", "--store-url", redis_server.url, "--namespace", namespace, "--access-log", "errors")
+    with running(*options, TMPDIR=str(tmp_path)) as server, ExitStack() as stack:
+        for _ in range(2):
+            server.wait_for("Application startup complete")
+        clients: dict[str, httpx.Client] = {}
+
+        def find_workers() -> bool:
+            client = stack.enter_context(httpx.Client(base_url=server.url))
+            clients.setdefault(client.get("/health").headers["x-request-id"][:16], client)
+            return len(clients) == 2
+
+        def tell(client: httpx.Client) -> tuple[float, float, float]:
+            seen = Scrape(client.get("/metrics").text)
+            requests = seen.value("tracker_http_requests_total", method="PUT", status=200)
+            durations = seen.value("tracker_http_request_duration_seconds_count", method="PUT")
+            return requests, durations, seen.value("tracker_heartbeats_total", outcome="missing")
+
+        eventually(find_workers)
+        for count, client in zip((30, 12), clients.values(), strict=True):
+            for number in range(count):
+                assert client.put(f"/api/active-sessions/heartbeat/t{number}").json() == {"updated": False}
+        for client in clients.values():
+            eventually(lambda client=client: tell(client) == (42, 42, 42))  # type: ignore[misc]
+
+        (directory,) = tmp_path.glob("tracker-metrics-*")
+        workers = {int(path.stem.rpartition("_")[2]) for path in directory.glob("*.db")}
+        assert len(workers) == 2
+        seen = Scrape(client.get("/metrics").text)
+        assert seen.value("process_open_fds") > max(len(os.listdir(f"/proc/{worker}/fd")) for worker in workers)
+
+        os.kill(workers.pop(), signal.SIGKILL)
+        server.wait_for("Application startup complete")
+        survivor = stack.enter_context(httpx.Client(base_url=server.url))
+        assert tell(survivor) == (42, 42, 42)
+        assert server.stop() == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 # Stopping

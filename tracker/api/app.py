@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tracker.api.access import AccessLog
 from tracker.api.auth import Authentication, Keyring
+from tracker.api.metrics import Metrics
 from tracker.api.requests import State
 from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
+from tracker.api.watch import Watch
 from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import Settings
@@ -23,15 +28,27 @@ from tracker.store.store import open_store
 
 __all__ = ["create_app", "from_environment"]
 
+if TYPE_CHECKING:
+    from tracker.api.tracing import Tracing
+
+TRACES_ASKED_FOR = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
 logger = logging.getLogger("tracker.api")
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The ASGI application. Its lifespan opens the store and sweeps; raises SchemaMismatch at start-up."""
+def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
+    """The ASGI application. Its lifespan opens the store and sweeps; raises SchemaMismatch at start-up.
+
+    Requests are traced by ``tracing``; without one as the OTEL_* variables of the environment have it.
+    """
+    metrics, access = Metrics(), AccessLog(settings.access_log)
+    tracing = tracing or _tracing(os.environ)
+    if tracing is not None:
+        metrics.trace = tracing.store_span
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        async with open_store(settings) as store:
+        async with open_store(settings, observer=metrics) as store:
             try:
                 await store.scripts.enroll()
             except SchemaMismatch:
@@ -42,11 +59,15 @@ def create_app(settings: Settings) -> Starlette:
             if not settings.in_memory:
                 tasks.append(asyncio.create_task(store.watch()))
             if settings.webhook_url:
-                tasks.append(asyncio.create_task(Webhooks(settings, store).run()))
+                tasks.append(asyncio.create_task(Webhooks(settings, store, metrics).run()))
             try:
-                yield {"store": store, "settings": settings}
+                yield {"store": store, "settings": settings, "metrics": metrics}
             finally:
+                access.flush()
+                metrics.flush()
                 await _end(tasks)
+                if tracing is not None:
+                    await tracing.close()
 
     http: ASGIApp = Errors(Authentication(RouteTree(OPERATIONS), Keyring.of(settings)))
     if settings.cors_origins:
@@ -54,10 +75,29 @@ def create_app(settings: Settings) -> Starlette:
             http,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-            expose_headers=["Location", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    return Tracker(http, lifespan)
+    http = Watch(http, metrics, access)
+    return Tracker(http if tracing is None else tracing.around(http), lifespan)
+
+
+def _tracing(environ: Mapping[str, str]) -> Tracing | None:
+    """None where nobody asks for traces: then nothing that makes them is imported, nor paid for."""
+    asked = any(environ.get(variable) for variable in TRACES_ASKED_FOR)
+    refused = environ.get("OTEL_TRACES_EXPORTER") == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if not asked or refused:
+        return None
+    try:
+        from tracker.api.tracing import Tracing
+    except ImportError as error:
+        logger.warning("OTEL_* variables ask for traces, but %s: pip install 'tracker[otel]'", error)
+        return None
+    try:
+        return Tracing.of(environ)
+    except ValueError as error:
+        logger.warning("no traces: %s", error)
+        return None
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracker import __version__
+from tracker.api.metrics import Exposition
 from tracker.models import (
     Cleaned,
     Deleted,
@@ -81,5 +82,6 @@ ANSWERS: Mapping[Any, Any] = {
     (Ready, 503): Ready(status="unavailable", error="The store does not answer"),
     dict[str, Any]: {"openapi": "3.1.0", "info": {"title": "Tracker", "version": __version__}},
     str: "<!doctype html>",
+    Exposition: "# HELP tracker_sessions Live sessions.\n# TYPE tracker_sessions gauge\ntracker_sessions 3.0\n",
 }
 """By type; by type and status where a status has an example of its own."""

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from tracker.api.metrics import Metrics
 from tracker.errors import Invalid
 from tracker.models import FieldError, Idempotency
 from tracker.settings import Settings
 from tracker.store.store import Store
 
-__all__ = ["BodyTooLarge", "State", "idempotency_key", "read_body", "read_query", "store_of"]
+__all__ = ["BodyTooLarge", "State", "idempotency_key", "metrics_of", "read_body", "read_query", "store_of"]
 
 DETAILS = 20
 """Breaches named in one answer."""
@@ -34,6 +35,7 @@ class State(TypedDict):
 
     store: Store
     settings: Settings
+    metrics: Metrics
 
 
 class BodyTooLarge(Exception):
@@ -42,6 +44,10 @@ class BodyTooLarge(Exception):
 
 def store_of(request: Request) -> Store:
     return cast("State", request.scope["state"])["store"]
+
+
+def metrics_of(request: Request) -> Metrics:
+    return cast("State", request.scope["state"])["metrics"]
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:

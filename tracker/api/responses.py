@@ -12,8 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tracker.api.metrics import NO_ROUTE
 from tracker.api.requests import BodyTooLarge
 from tracker.api.routing import MethodNotAllowed, NoSuchPath
+from tracker.api.watch import REQUEST_ID
 from tracker.errors import (
     Conflict,
     IdempotencyMismatch,
@@ -118,12 +120,12 @@ def _idempotency_mismatch(request: Request, error: IdempotencyMismatch) -> Answe
 
 
 def _store_fault(request: Request, error: StoreFault) -> Answer:
-    logger.error("%s %s: %s", request.method, request.scope.get("route", "?"), error)
+    _tell(logging.ERROR, request, error)
     return answer({"error": "The store holds something that the tracker did not write: see the log"}, 500)
 
 
 def _store_unavailable(request: Request, error: StoreUnavailable | SchemaMismatch) -> Answer:
-    logger.warning("%s %s: %s", request.method, request.scope.get("route", "?"), error)
+    _tell(logging.WARNING, request, error)
     text = str(error) if isinstance(error, SchemaMismatch) else "The store cannot answer now, try again"
     return answer({"error": text}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
 
@@ -133,7 +135,15 @@ def _client_disconnect(request: Request, error: ClientDisconnect) -> Response:
 
 
 def _anything_else(request: Request, error: Exception) -> Answer:
+    _tell(logging.ERROR, request, f"{type(error).__name__}, which nobody foresaw: the server logs it next")
     return answer({"error": "Internal server error"}, 500)
+
+
+def _tell(level: int, request: Request, what: object) -> None:
+    method, route = request.method, request.scope.get("route", NO_ROUTE)
+    request_id = request.scope.get(REQUEST_ID, "")
+    fields = {"method": method, "route": route, "requestId": request_id}
+    logger.log(level, "%s %s: %s (request %s)", method, route, what, request_id, extra={"fields": fields})
 
 
 ERRORS: dict[type[Exception], Callable[[Request, Any], ASGIApp]] = {

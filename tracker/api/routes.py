@@ -11,9 +11,10 @@ from starlette.types import ASGIApp
 
 from tracker import __version__
 from tracker.api import dashboard, docs
+from tracker.api.metrics import CONTENT_TYPE, Exposition
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
-from tracker.api.requests import idempotency_key, read_body, read_query, store_of
+from tracker.api.requests import idempotency_key, metrics_of, read_body, read_query, store_of
 from tracker.api.responses import NotFound, answer, page_of_sessions, stream_sessions
 from tracker.api.routing import NoSuchPath
 from tracker.errors import StoreError
@@ -222,6 +223,17 @@ async def ready(request: Request) -> ASGIApp:
     except StoreError as error:
         return answer(Ready(status="unavailable", error=str(error)), 503, {"Retry-After": "1"})
     return answer(Ready(status="ready", store=findings.facts, warnings=list(findings.warnings)))
+
+
+@route("GET", "/metrics", answers={200: Exposition}, tag="operations", media_type="text/plain")
+async def read_metrics(request: Request) -> ASGIApp:
+    """Tell in numbers what goes on: the text format of Prometheus.
+
+    All workers of one server are told of, whichever answers. With several servers take the maximum of what comes from
+    the store, and the sum of the rest. Without the store it tells what it knows, and that the store is away.
+    """
+    text = await metrics_of(request).scrape(store_of(request))
+    return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
 
 @route("GET", "/openapi.json", answers={200: dict[str, Any]}, tag="operations")

@@ -81,10 +81,10 @@ class RouteTree:
         node = self._root.find(raw.decode("latin-1").split("/"), 0, found)
         if node is None:
             raise NoSuchPath
+        scope["route"] = node.template
         handler = node.handlers.get(scope["method"])
         if handler is None:
             raise MethodNotAllowed(", ".join(sorted(node.handlers)))
-        scope["route"] = node.template
         scope["path_params"] = {name: _decoded(name, segment) for name, segment in found}
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)

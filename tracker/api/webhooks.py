@@ -12,13 +12,13 @@ import hmac
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 import httpx
 from pydantic_core import to_json
 
 from tracker import __version__
+from tracker.api.metrics import Metrics
 from tracker.errors import StoreError
 from tracker.settings import Settings
 from tracker.store.deliveries import Deliveries, Delivery, Outcome
@@ -56,13 +56,10 @@ def delay_before(attempt: int) -> float:
 
 
 class Webhooks:
-    """Tells the receiver of the settings what this pod gets hold of.
+    """Tells the receiver of the settings what this pod gets hold of, and ``metrics`` what came of it."""
 
-    ``counts``: attempts that were ``told`` or ``failed``, and events that were ``parked``.
-    """
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._url = httpx.URL(settings.webhook_url)
         self._secret = settings.webhook_secret
         self._deliveries = Deliveries(store.scripts, settings.webhook_types, LEASE_SECONDS)
@@ -113,8 +110,7 @@ class Webhooks:
         else:
             seconds = max(wait, delay_before(delivery.attempt + 1)) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             outcome = Outcome(delivery, "later", seconds)
-        self.counts["told" if problem is None else "failed"] += 1
-        self.counts["parked"] += outcome.kind == "parked"
+        self._metrics.delivered(outcome.kind)
         self._say(problem)
         try:
             await self._deliveries.settle([outcome])

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +146,13 @@ def run(settings: Settings, listener: socket.socket) -> None:
         return
     os.environ.update(settings.to_environment())
     config = uvicorn.Config("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
-    Workers(config, sockets=[listener]).run()
+    with tempfile.TemporaryDirectory(prefix="tracker-metrics-") as directory:
+        # Where workers count together. The library looks for it when it is imported, which only they do.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        try:
+            Workers(config, sockets=[listener]).run()
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 class Workers(Multiprocess):

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 
-__all__ = ["Batcher", "Carrier", "Operation", "Reply"]
+__all__ = ["Batcher", "Carrier", "Landed", "Operation", "Reply"]
 
 Operation = Sequence[str | bytes | int]
 Reply = list[Any]
+Landed = Callable[[float, int, list[Reply] | StoreError], None]
+"""Is told of each batch: seconds in flight, operations, and the replies or why there are none."""
 
 BATCH = 128
 """Most operations in one call: some 1 ms of Redis's time."""
@@ -36,6 +38,10 @@ class Carrier(Protocol):
     async def close(self) -> None: ...
 
 
+def _nobody(seconds: float, size: int, outcome: list[Reply] | StoreError) -> None:
+    pass
+
+
 class Batcher:
     """Carries operations of one kind to one shard, in the order of their arrival, each with a reply of its own.
 
@@ -43,9 +49,10 @@ class Batcher:
     an operation came its caller gets StoreUnavailable, and a flight that is out for that long is given up.
     """
 
-    def __init__(self, carrier: Carrier, timeout: float) -> None:
+    def __init__(self, carrier: Carrier, timeout: float, landed: Landed = _nobody) -> None:
         self._carrier = carrier
         self._timeout = timeout
+        self._landed = landed
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Operation, asyncio.Future[Reply]]] = deque()
         self._due: deque[tuple[float, asyncio.Future[Reply]]] = deque()
@@ -100,6 +107,7 @@ class Batcher:
 
     def _land(self, outcome: list[Reply] | StoreError) -> None:
         flight, self._flight = self._flight, []
+        self._landed(self._loop.time() - self._took_off, len(flight), outcome)
         if isinstance(outcome, StoreError):
             for _, future in flight:
                 if not future.done():

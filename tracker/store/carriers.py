@@ -49,7 +49,7 @@ class ClientCarrier:
 
     async def _carry(self, operations: list[Operation], landing: Landing) -> None:
         try:
-            replies = await self._scripts.run(self._script, self._shard, *_flat(operations))
+            replies = await self._scripts.call(self._script, self._shard, *_flat(operations))
         except StoreError as error:
             landing(error)
         except BaseException:

@@ -36,16 +36,17 @@ class Hashes:
         """The values of each session's hash, in the order of the ids."""
         if not ids:
             return []
-        if self._pipe is None:
-            replies = await self._read_embedded(shard, ids)
-        else:
-            replies = await self._read_piped(self._pipe, shard, ids)
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise fault_of(str(reply))
-            if isinstance(reply, StoreError):
-                raise reply
-        return replies
+        with self._scripts.observer.watching("hashes"):
+            if self._pipe is None:
+                replies = await self._read_embedded(shard, ids)
+            else:
+                replies = await self._read_piped(self._pipe, shard, ids)
+            for reply in replies:
+                if isinstance(reply, ReplyError):
+                    raise fault_of(str(reply))
+                if isinstance(reply, StoreError):
+                    raise reply
+            return replies
 
     async def close(self) -> None:
         if self._pipe is not None:

@@ -16,6 +16,7 @@ from tracker.errors import SchemaMismatch, StoreError, StoreUnavailable
 from tracker.settings import Settings
 from tracker.store.connection import connect, fault_of, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
+from tracker.store.observer import Observer
 from tracker.store.pipe import NO_REPLY, Pipe
 from tracker.store.sentinel import cut
 
@@ -80,8 +81,9 @@ class _Script:
 class Scripts:
     """Runs scripts on shards, each within one deadline; the store's layout is checked before the first."""
 
-    def __init__(self, settings: Settings, client: Redis | None = None) -> None:
+    def __init__(self, settings: Settings, client: Redis | None = None, observer: Observer | None = None) -> None:
         self.client = connect(settings) if client is None else client
+        self.observer = Observer() if observer is None else observer
         self.shards = tuple(Shard(settings.namespace, number) for number in range(settings.shards))
         self.timeout = settings.store_timeout_seconds
         prelude = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
@@ -101,6 +103,11 @@ class Scripts:
         Raises StoreUnavailable when there is none within the deadline, StoreFault when the script was refused,
         SchemaMismatch when the store is laid out for others.
         """
+        with self.observer.watching(name):
+            return await self.call(name, shard, *arguments)
+
+    async def call(self, name: str, shard: Shard, *arguments: Argument) -> Any:
+        """As ``run``, for those who tell the observer themselves."""
         async with self.one_deadline():
             await self.ensure_enrolled()
             return await self._run(name, shard, arguments)
@@ -114,8 +121,9 @@ class Scripts:
 
     async def enroll(self) -> list[list[bytes]]:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
-        async with self.one_deadline():
-            return await self._enroll()
+        with self.observer.watching("enroll"):
+            async with self.one_deadline():
+                return await self._enroll()
 
     async def ensure_enrolled(self) -> None:
         """Checks the layout before the first call; as long as its caller lets it. Raises as ``enroll``."""
@@ -141,9 +149,10 @@ class Scripts:
 
     async def command(self, *words: Argument) -> Any:
         """The reply to a plain command, within the same deadline and with the same errors."""
-        async with self.one_deadline():
-            await self.ensure_enrolled()
-            return await self._execute(words, _is_something)
+        with self.observer.watching(str(words[0]).lower()):
+            async with self.one_deadline():
+                await self.ensure_enrolled()
+                return await self._execute(words, _is_something)
 
     def pipe(self) -> Pipe:
         """A further pipe. Whoever asks for it closes it."""

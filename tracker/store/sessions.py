@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 from tracker.errors import Conflict, IdempotencyMismatch, StoreFault, StoreUnavailable
 from tracker.models import IDEMPOTENCY_SECONDS, CreateSession, Session, Target
@@ -18,6 +20,8 @@ from tracker.store.scripts import Argument, Scripts
 from tracker.store.snapshot import decode, encode
 
 __all__ = ["Beat", "Created", "SessionStore"]
+
+T = TypeVar("T")
 
 
 class Created(NamedTuple):
@@ -43,6 +47,7 @@ class SessionStore:
 
     def __init__(self, settings: Settings, scripts: Scripts) -> None:
         self._scripts = scripts
+        self._observer = scripts.observer
         self._shards = len(scripts.shards)
         self._default_ttl = settings.ttl_seconds
         self._pipe = None if settings.in_memory else scripts.pipe()
@@ -96,7 +101,9 @@ class SessionStore:
             for future in futures:
                 future.cancel()
             raise
-        replies = await asyncio.gather(*futures)
+        for _ in range(len(outcomes) - len(places)):
+            self._observer.missed("heartbeat")
+        replies = await self._arrival("heartbeat", asyncio.gather(*futures))
         for (target, _), reply in zip(places, replies, strict=True):
             if self._checked(reply)[0] == b"renewed":
                 outcomes[target] = _beat(reply)
@@ -158,25 +165,42 @@ class SessionStore:
         """The reply of a script to an operation on a target; None for an id that no session can have."""
         shard = self._shard_of(target)
         if shard is None:
+            self._observer.missed(script)
             return None
-        reply = self._checked(await self._submit(script, shard, (target.kind, target.value, *rest)))
+        future = self._submit(script, shard, (target.kind, target.value, *rest))
+        reply = self._checked(await self._arrival(script, future))
         if reply[0] == b"conflict":
             raise Conflict("Another session is the live one of this task", decode(reply[1], reply[2:]))
         return reply
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
-        return self._checked(await self._submit(script, shard, operation))
+        return self._checked(await self._arrival(script, self._submit(script, shard, operation)))
+
+    def _arrival(self, script: str, future: asyncio.Future[T]) -> Awaitable[T]:
+        return future if self._observer.trace is None else self._traced(self._observer.trace(script), future)
+
+    async def _traced(self, span: AbstractContextManager[object], future: asyncio.Future[T]) -> T:
+        with span:
+            return await future
 
     def _checked(self, reply: Reply) -> Reply:
         if reply[0] == b"error":
-            raise self._scripts.refused(reply[1].decode(errors="replace"))
+            error = self._scripts.refused(reply[1].decode(errors="replace"))
+            self._observer.failed(error)
+            raise error
         return reply
 
     def _submit(self, script: str, shard: int, operation: Operation) -> asyncio.Future[Reply]:
         batcher = self._batchers.get((script, shard))
         if batcher is None:
-            batcher = self._batchers[script, shard] = Batcher(self._carrier(script, shard), self._scripts.timeout)
-        return batcher.submit(operation)
+            batcher = self._batchers[script, shard] = Batcher(
+                self._carrier(script, shard), self._scripts.timeout, partial(self._observer.landed, script)
+            )
+        try:
+            return batcher.submit(operation)
+        except StoreUnavailable as error:
+            self._observer.failed(error)
+            raise
 
     def _carrier(self, script: str, number: int) -> Carrier:
         shard = self._scripts.shards[number]

@@ -4,18 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from tracker.models import Stats
+from tracker.models import END_REASONS, Stats
 from tracker.store.scripts import Scripts, together
 from tracker.store.snapshot import seconds
 
-__all__ = ["read_stats"]
+__all__ = ["Gauges", "read_gauges", "read_stats"]
 
 NAMED = 100
 """Agents and trigger types named at most."""
 REACH = 1000
 """Entries looked through at most where one must be looked for: some 1 ms of Redis's time."""
+
+
+class Gauges(NamedTuple):
+    """The store at a glance. ``agents``: one with sessions in several shards counts in each, as do expired sessions.
+
+    ``ended`` by reason; ``sweep_lag``: seconds since the last sweep of the shard that waits longest, None before the
+    first; ``hold``: seconds for which, after an outage, no session expires yet, 0 without one.
+    """
+
+    live: int
+    expired: int
+    agents: int
+    created: int
+    ended: dict[str, int]
+    sweep_lag: float | None
+    hold: float
+
+
+async def read_gauges(scripts: Scripts) -> Gauges:
+    """Costs Redis a few counts per shard, whatever it holds."""
+    replies: list[Any] = await together(scripts.run("stats", shard, 1, 1) for shard in scripts.shards)
+    heads = [reply[0] for reply in replies]
+    counted: Counter[str] = Counter()
+    for reply in replies:
+        counted.update(_pairs(reply[1]))
+    lags = [int(head[7]) for head in heads if head[7]]
+    return Gauges(
+        live=sum(int(head[0]) for head in heads),
+        expired=sum(int(head[1]) for head in heads),
+        agents=sum(int(head[6]) for head in heads),
+        created=counted["created"],
+        ended={reason: counted[f"ended:{reason}"] for reason in END_REASONS},
+        sweep_lag=max(lags) / 1000 if lags else None,
+        hold=max(int(head[8]) - int(head[5]) if head[8] else 0 for head in heads) / 1000,
+    )
 
 
 async def read_stats(scripts: Scripts) -> Stats:

@@ -15,9 +15,10 @@ from tracker.store.feed import Feed
 from tracker.store.hashes import Hashes
 from tracker.store.inspection import Findings, inspect, watch
 from tracker.store.listing import Listing
+from tracker.store.observer import Observer
 from tracker.store.scripts import Scripts
 from tracker.store.sessions import SessionStore
-from tracker.store.stats import read_stats
+from tracker.store.stats import Gauges, read_gauges, read_stats
 from tracker.store.sweeper import Sweeper
 
 __all__ = ["Store", "open_store", "verify"]
@@ -40,6 +41,9 @@ class Store:
     async def stats(self) -> Stats:
         return await read_stats(self.scripts)
 
+    async def gauges(self) -> Gauges:
+        return await read_gauges(self.scripts)
+
     async def inspect(self) -> Findings:
         return await inspect(self.scripts, embedded=self.embedded)
 
@@ -48,9 +52,11 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIterator[Store]:
+async def open_store(
+    settings: Settings, client: Redis | None = None, observer: Observer | None = None
+) -> AsyncIterator[Store]:
     """A store in use. Connects at the first call; does not sweep by itself (``store.sweeper.run`` does)."""
-    scripts = Scripts(settings, client)
+    scripts = Scripts(settings, client, observer)
     sessions = SessionStore(settings, scripts)
     hashes = Hashes(scripts, embedded=settings.in_memory)
     store = Store(

@@ -143,6 +143,7 @@ class Sweeper:
             failed += stuck
             why = why or reply[4].decode(errors="replace")
             if looked_at < BATCH:
+                self._scripts.observer.swept(ended)
                 break
         return _Swept(ended, failed, why)
 

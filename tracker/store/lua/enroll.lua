@@ -6,5 +6,4 @@
 local schema = ARGV[1] .. 'schema'
 if redis.call('EXISTS', schema) == 0 then redis.call('HSET', schema, 'version', ARGV[4], 'shards', ARGV[5]) end
 local layout = redis.call('HMGET', schema, 'version', 'shards')
-local hold = cutoff < now and held and cutoff == held and hold_end and ms(hold_end) or ''
-return {layout[1] or '', layout[2] or '', hold, ms(now), pulse and ms(now - pulse) or ''}
+return {layout[1] or '', layout[2] or '', hold_in_force(), ms(now), pulse and ms(now - pulse) or ''}

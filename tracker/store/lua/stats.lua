@@ -1,8 +1,10 @@
 -- The shard in numbers, at a cost that does not grow with it.
 --
 -- ARGV    4 how many agents and trigger types to name  5 how many entries to look through where it must look
--- reply   {live, expired, created, started of the oldest ('' none), oldest heartbeat ('' none), now, agents},
+-- reply   {live, expired, created, started of the oldest ('' none), oldest heartbeat ('' none), now, agents,
+--         time since the last sweep (ms, '' none yet), hold: '' or its end (ms)},
 --         {ended:reason, n, ...}, {agent, n, ...}, {trigger, n, ...}, {agent, trigger of each expired, unswept one}
+local swept = tonumber(redis.call('HGET', CLOCK, 'swept') or nil)
 local top, reach = tonumber(ARGV[4]) - 1, tonumber(ARGV[5])
 
 local gone, unswept = {}, {}
@@ -42,6 +44,8 @@ return {
     beat and ms(beat) or '',
     ms(now),
     ms(redis.call('ZCARD', AGENTS)),
+    swept and ms(now - swept) or '',
+    hold_in_force(),
   },
   redis.call('HGETALL', COUNTERS),
   redis.call('ZREVRANGE', AGENTS, 0, top, 'WITHSCORES'),
