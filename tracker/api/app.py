@@ -16,6 +16,7 @@ from tracker.api.requests import State
 from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
+from tracker.api.stopping import told_to_stop
 from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import Settings
@@ -44,7 +45,8 @@ def create_app(settings: Settings) -> Starlette:
             if settings.webhook_url:
                 tasks.append(asyncio.create_task(Webhooks(settings, store).run()))
             try:
-                yield {"store": store, "settings": settings}
+                with told_to_stop(store.hub.stop):
+                    yield {"store": store, "settings": settings}
             finally:
                 await _end(tasks)
 

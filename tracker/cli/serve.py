@@ -5,6 +5,7 @@ import inspect
 import logging
 import logging.config
 import os
+import signal
 import socket
 from typing import Annotated, Any
 
@@ -112,7 +113,9 @@ def check_store(settings: Settings) -> None:
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
-    """Serve on `listener` until a signal ends it."""
+    """Serve on `listener` until a signal ends it. Raises KeyboardInterrupt, also for SIGTERM, when it has."""
+    # uvicorn hands the signal on when it has shut down in order: by itself SIGTERM would look like a crash.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, port = listener.getsockname()[:2]
     options: dict[str, Any] = {
         "host": host,

@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 from tracker.settings import Settings
 
-__all__ = ["connect", "fault_of", "translated"]
+__all__ = ["connect", "connect_listener", "fault_of", "translated"]
 
 POOL_CONNECTIONS = 64
 READ_BYTES = 256 * 1024
@@ -58,11 +58,20 @@ def connect(settings: Settings) -> Redis:
     """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
     if settings.in_memory:
         return _embedded(settings.store_timeout_seconds)
+    return _remote(settings, POOL_CONNECTIONS, settings.store_timeout_seconds)
+
+
+def connect_listener(settings: Settings, block_seconds: float) -> Redis:
+    """A client with one connection, for calls that Redis itself may hold for so long. Not for the embedded store."""
+    return _remote(settings, 1, settings.store_timeout_seconds + block_seconds)
+
+
+def _remote(settings: Settings, connections: int, patience: float) -> Redis:
     options: dict[str, Any] = {
         **parse_url(settings.store_url),
-        "max_connections": POOL_CONNECTIONS,
+        "max_connections": connections,
         "timeout": settings.store_timeout_seconds,
-        "socket_timeout": settings.store_timeout_seconds,
+        "socket_timeout": patience,
         "socket_connect_timeout": settings.store_timeout_seconds,
         "socket_read_size": READ_BYTES,
         "retry": Retry(NoBackoff(), 0),

@@ -12,6 +12,7 @@ from tracker.models import Stats
 from tracker.settings import Settings
 from tracker.store.feed import Feed
 from tracker.store.hashes import Hashes
+from tracker.store.hub import Hub
 from tracker.store.inspection import Findings, inspect, watch
 from tracker.store.listing import Listing
 from tracker.store.scripts import Scripts
@@ -29,6 +30,7 @@ class Store:
     sessions: SessionStore
     listing: Listing
     feed: Feed
+    hub: Hub
     sweeper: Sweeper
     scripts: Scripts
     embedded: bool
@@ -49,10 +51,13 @@ async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIt
     scripts = Scripts(settings, client)
     sessions = SessionStore(settings, scripts)
     hashes = Hashes(scripts, embedded=settings.in_memory)
+    feed = Feed(scripts)
+    hub = Hub(settings, scripts, feed)
     store = Store(
         sessions=sessions,
         listing=Listing(scripts, sessions, hashes),
-        feed=Feed(scripts),
+        feed=feed,
+        hub=hub,
         sweeper=Sweeper(settings, scripts),
         scripts=scripts,
         embedded=settings.in_memory,
@@ -60,6 +65,7 @@ async def open_store(settings: Settings, client: Redis | None = None) -> AsyncIt
     try:
         yield store
     finally:
+        await hub.close()
         await sessions.close()
         await hashes.close()
         await scripts.close()
