@@ -93,10 +93,8 @@ class Hub:
     async def close(self) -> None:
         self.stop()
         self._rest()
-        while self._ending:  # before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow a cancel
-            for task in self._ending:
-                task.cancel()
-            await asyncio.wait(self._ending, timeout=0.1)
+        if self._ending:  # cancelled once: a second time would keep them from closing their connections
+            await asyncio.wait(self._ending)
 
     def _rest(self) -> None:
         task, self._task, self._heads = self._task, None, None
@@ -132,7 +130,7 @@ class Hub:
                 await client.aclose()
 
     def _is_current(self) -> bool:
-        """Or it was told to end, and a cancellation that the driver swallowed let it go on."""
+        """Or it was told to end: before Python 3.12 a driver's ``asyncio.wait_for`` may swallow the cancellation."""
         return self._task is asyncio.current_task()
 
     async def _follow(self, client: Redis | None) -> None:
