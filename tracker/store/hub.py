@@ -55,6 +55,7 @@ class Hub:
         self._heads: list[Position] | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     @property
@@ -93,8 +94,12 @@ class Hub:
     async def close(self) -> None:
         self.stop()
         self._rest()
-        if self._ending:  # cancelled once: a second time would keep them from closing their connections
-            await asyncio.wait(self._ending)
+        while self._ending:
+            await asyncio.wait(self._ending, timeout=0.1)
+            for task in self._ending:
+                task.cancel()  # again: before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow one
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _rest(self) -> None:
         task, self._task, self._heads = self._task, None, None
@@ -127,10 +132,13 @@ class Hub:
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
             if client is not None:
-                await client.aclose()
+                # In a task of its own, which no further cancellation keeps from it.
+                closing = asyncio.get_running_loop().create_task(client.aclose())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     def _is_current(self) -> bool:
-        """Or it was told to end: before Python 3.12 a driver's ``asyncio.wait_for`` may swallow the cancellation."""
+        """Or it was told to end, and the driver swallowed the cancellation."""
         return self._task is asyncio.current_task()
 
     async def _follow(self, client: Redis | None) -> None:
