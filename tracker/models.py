@@ -252,8 +252,8 @@ class Resumption(Text):
         None,
         alias="Last-Event-ID",
         description="As `after`, which it goes before in a stream, and behind in a page: what browsers send when they "
-        "reconnect.",
-        json_schema_extra={"pattern": POSITION_PATTERN},
+        "reconnect. Empty means absent.",
+        json_schema_extra={"pattern": POSITION_PATTERN.replace(")$", ")?$")},
     )
 
     @model_validator(mode="after")
