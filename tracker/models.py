@@ -234,7 +234,7 @@ class ListEvents(Text):
         None, description="Page size.", json_schema_extra={"default": EVENTS_DEFAULT_LIMIT}
     )
     last: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
-        None, description="That many of the newest events instead; goes without `after` and `limit`."
+        None, description="A page of that many of the newest events instead; goes without `after` and `limit`."
     )
     agent_id: QueryId | None = Field(None, description="Only this agent's.")
     type: EventType | None = Field(None, description="Only this type.", examples=["session.ended"])
@@ -243,6 +243,12 @@ class ListEvents(Text):
         description="Seconds that a page may wait for its first event, if there is none yet.",
         json_schema_extra={"default": 0},
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_page(self) -> Self:
+        if self.last is not None and (self.after is not None or self.limit is not None):
+            raise ValueError("last goes without after and limit")
+        return self
 
 
 class Resumption(Text):
@@ -255,12 +261,6 @@ class Resumption(Text):
         "reconnect. Empty means absent.",
         json_schema_extra={"pattern": POSITION_PATTERN.replace(")$", ")?$")},
     )
-
-    @model_validator(mode="after")
-    def _one_way_to_page(self) -> Self:
-        if self.last is not None and (self.after is not None or self.limit is not None):
-            raise ValueError("last goes without after and limit")
-        return self
 
 
 class Fence(Text):

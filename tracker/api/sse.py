@@ -86,11 +86,11 @@ class WaitingPage:
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit, seconds = self._query.limit or EVENTS_DEFAULT_LIMIT, self._query.wait or 0
+        limit = self._query.limit or self._query.last or EVENTS_DEFAULT_LIMIT
         with self._hub.reader(self._query) as reader:
             await reader.begin(self._after)
             async with _until_gone(reader, receive):
-                found = await _first(reader, limit, seconds)
+                found = await _first(reader, limit, self._query.wait or 0)
             events = [change.event(event_id) for event_id, change in found]
             page = EventPage(events=events, next=reader.position)
         await answer(page)(scope, receive, send)
