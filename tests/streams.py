@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-__all__ = ["PATH", "Dispatched", "Ended", "Stream", "Words", "abort", "request"]
+__all__ = ["PATH", "PATIENCE_SECONDS", "Dispatched", "Ended", "Stream", "Words", "abort", "request"]
 
 PATH = "/api/active-sessions/events"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 40
 Words = Mapping[str, str]
 
 
@@ -81,8 +81,9 @@ class Stream:
 
     async def begun(self) -> Stream:
         """Once it has told where it begins, or its first event."""
-        while not self.last_event_id:
-            await self._block()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not self.last_event_id:
+                await self._block()
         return self
 
     async def next(self, seconds: float = PATIENCE_SECONDS) -> Dispatched:

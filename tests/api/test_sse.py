@@ -17,7 +17,7 @@ import uvicorn
 from tests.api.conftest import Api, Json
 from tests.patience import until
 from tests.redis_server import running_redis
-from tests.streams import PATH, Dispatched, Ended, Stream, abort, request
+from tests.streams import PATH, PATIENCE_SECONDS, Dispatched, Ended, Stream, abort, request
 from tracker.api import sse
 from tracker.api.app import create_app
 from tracker.settings import Settings
@@ -245,17 +245,20 @@ async def test_in_silence_comments_come_and_with_them_the_place_in_the_feed(
         assert stream.last_event_id == begin
         await served.many(3)
         last = (await served.get("/events")).json()["next"]
-        while stream.last_event_id != last:
-            await stream.comment()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while stream.last_event_id != last:
+                await stream.comment()
         await stream.comment()
     async with served.stream(last) as stream:
         made = await served.many(1)
         assert ids([await stream.next()]) == made
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["follows", "lags"])
 async def test_an_outage_leaves_the_stream_open_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool
 ) -> None:
+    """Whether it waits for the hub when the store goes away, or has to read pages of its own."""
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.1)
     with running_redis(tmp_path) as server:
         async with serving(Settings(store_url=server.url, store_timeout_seconds=0.5)) as served:
@@ -267,7 +270,11 @@ async def test_an_outage_leaves_the_stream_open_and_loses_nothing(
                 for query in ({}, {"after": "0"}):
                     refused = await served.get("/events", params=query, headers={"Accept": "text/event-stream"})
                     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-                await stream.comment()
+                if behind:
+                    (reader,) = served.hub._readers
+                    reader.deafen()
+                for _ in range(4):  # long enough for several attempts to fail
+                    await stream.comment()
                 server.thaw()
 
                 async def back() -> bool:
