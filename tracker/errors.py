@@ -7,6 +7,7 @@
     ├── Conflict             another session is the task's live one
     ├── IdempotencyMismatch  the Idempotency-Key came with another body before
     ├── PositionLost         the feed no longer holds that position
+    ├── TooManyReaders       this process serves as many readers of the feed as it may
     └── StoreError
         ├── StoreUnavailable the store did not answer in time, or may not answer now; trying again helps
         ├── StoreFault       the store holds what the tracker did not write; a person must look
@@ -31,6 +32,7 @@ __all__ = [
     "StoreError",
     "StoreFault",
     "StoreUnavailable",
+    "TooManyReaders",
     "TrackerError",
 ]
 
@@ -60,7 +62,18 @@ class IdempotencyMismatch(TrackerError):
 
 
 class PositionLost(TrackerError):
-    """The feed does not hold the event after which to go on: it was trimmed away, or never was."""
+    """The feed does not hold the event after which to go on: it was trimmed away, or never was.
+
+    ``onward`` is the position to go on from: in shards that lost it, that of their oldest event.
+    """
+
+    def __init__(self, message: str, onward: str = "0") -> None:
+        self.onward = onward
+        super().__init__(message)
+
+
+class TooManyReaders(TrackerError):
+    """No further reader of the feed can be served here now. Worth a retry, maybe on another pod."""
 
 
 class StoreError(TrackerError):

@@ -26,6 +26,7 @@ PAGE_LIMIT = 1000
 EVENTS_LIMIT = 1000
 POSITION_LENGTH = 60_000  # a URL has 64 KiB at most
 EVENTS_DEFAULT_LIMIT = 100
+WAIT_SECONDS_MAX = 60
 TTL_SECONDS_MAX = 86_400
 IDEMPOTENCY_KEY_LENGTH = 512
 IDEMPOTENCY_SECONDS = 86_400
@@ -217,28 +218,49 @@ class ListSessions(Text):
     cursor: Cursor | None = Field(None, description="The `nextCursor` of the page before.")
 
 
+POSITION_PATTERN = r"^(0|[0-9]{1,20}-[0-9]{1,20}(\.[0-9]{1,20}-[0-9]{1,20})*)$"
+
+
 class ListEvents(Text):
     """Which part of the change feed."""
 
     after: Annotated[str, StringConstraints(max_length=POSITION_LENGTH)] | None = Field(
         None,
-        description="An event id: go on behind it. `0` or absent: from the oldest event that the feed holds.",
-        json_schema_extra={"pattern": r"^(0|[0-9]{1,20}-[0-9]{1,20}(\.[0-9]{1,20}-[0-9]{1,20})*)$"},
+        description="An event id: go on behind it. `0`: from the oldest event that the feed holds. Absent: a page "
+        "begins there as well, a stream with what comes next.",
+        json_schema_extra={"pattern": POSITION_PATTERN},
     )
     limit: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
         None, description="Page size.", json_schema_extra={"default": EVENTS_DEFAULT_LIMIT}
     )
     last: Annotated[int, Field(ge=1, le=EVENTS_LIMIT), BeforeValidator(_plain_number)] | None = Field(
-        None, description="That many of the newest events instead; goes without `after` and `limit`."
+        None, description="A page of that many of the newest events instead; goes without `after` and `limit`."
     )
     agent_id: QueryId | None = Field(None, description="Only this agent's.")
     type: EventType | None = Field(None, description="Only this type.", examples=["session.ended"])
+    wait: Annotated[int, Field(ge=0, le=WAIT_SECONDS_MAX), BeforeValidator(_plain_number)] | None = Field(
+        None,
+        description="Seconds that a page may wait for its first event, if there is none yet.",
+        json_schema_extra={"default": 0},
+    )
 
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
         if self.last is not None and (self.after is not None or self.limit is not None):
             raise ValueError("last goes without after and limit")
         return self
+
+
+class Resumption(Text):
+    """The headers of a stream of events."""
+
+    last_event_id: Annotated[str, StringConstraints(max_length=POSITION_LENGTH)] | None = Field(
+        None,
+        alias="Last-Event-ID",
+        description="As `after`, which it goes before in a stream, and behind in a page: what browsers send when they "
+        "reconnect. Empty means absent.",
+        json_schema_extra={"pattern": POSITION_PATTERN.replace(")$", ")?$")},
+    )
 
 
 class Fence(Text):

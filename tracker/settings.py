@@ -170,6 +170,13 @@ class Settings(BaseModel, frozen=True):
         description="Newest events that the change feed keeps, per shard.",
         json_schema_extra=_unit("events"),
     )
+    max_streams: int = Field(
+        default=2000,
+        ge=1,
+        le=100_000,
+        description="Readers of the change feed at once, streams and waiting pages, per worker; one more is answered "
+        "503.",
+    )
     webhook_url: str = Field(
         default="",
         repr=False,

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from tests.api.conftest import Api, running
 from tracker import models
+from tracker.api.accept import NotAcceptable
 from tracker.api.openapi import FAILURES, describe, failures
 from tracker.api.operations import Operation
 from tracker.api.requests import BodyTooLarge
@@ -30,6 +31,7 @@ from tracker.errors import (
     SchemaMismatch,
     StoreFault,
     StoreUnavailable,
+    TooManyReaders,
 )
 from tracker.settings import Settings
 
@@ -286,12 +288,14 @@ def error_statuses() -> dict[type[Exception], int]:
         NotFound: NotFound(),
         MethodNotAllowed: MethodNotAllowed("GET"),
         Conflict: Conflict("", session),
+        NotAcceptable: NotAcceptable(""),
         PositionLost: PositionLost(""),
         BodyTooLarge: BodyTooLarge(""),
         IdempotencyMismatch: IdempotencyMismatch(""),
         StoreFault: StoreFault(""),
         StoreUnavailable: StoreUnavailable(""),
         SchemaMismatch: SchemaMismatch(""),
+        TooManyReaders: TooManyReaders(""),
         ClientDisconnect: ClientDisconnect(),
         Exception: Exception(),
     }
@@ -305,8 +309,8 @@ def error_statuses() -> dict[type[Exception], int]:
 
 
 def test_tells_of_every_status_that_an_error_leads_to_and_of_no_other() -> None:
-    """403 and 401 come from the authentication, 406 from the one route that may stream."""
-    assert set(error_statuses().values()) | {401, 403, 406} == FAILURES.keys()
+    """403 and 401 come from the authentication."""
+    assert set(error_statuses().values()) | {401, 403} == FAILURES.keys()
 
 
 def test_failures_have_the_body_that_the_error_table_writes() -> None:

@@ -23,6 +23,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 import tracker.cli.serve as serving
 from tests.redis_server import RedisServer, running_redis
 from tests.scrape import Scrape
+from tests.streams import request
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.main import app
@@ -433,6 +434,50 @@ def test_several_workers_share_the_port_and_have_the_options(redis_server: Redis
         assert server.stop() == 0
     assert all(isinstance(json.loads(line), dict) for line in server.lines)
     assert not [line for line in server.lines if "Traceback" in line or "humble" in line]
+
+
+def streams(url: str, count: int) -> list[socket.socket]:
+    """Streams of events, each of which has begun."""
+    opened = []
+    for _ in range(count):
+        address = url.removeprefix("http://").split(":")
+        stream = socket.create_connection((address[0], int(address[1])), timeout=PATIENCE_SECONDS)
+        stream.sendall(request(url))
+        opened.append(stream)
+    for stream in opened:
+        begun = b""
+        while b"id: " not in begun:
+            chunk = stream.recv(4096)
+            assert chunk, begun
+            begun += chunk
+    return opened
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_to_stop_it_ends_streams_in_order_and_itself_with_exit_0(
+    redis_server: RedisServer, namespace: str, workers: int, how: int
+) -> None:
+    """It neither waits for what never ends by itself, nor breaks it off."""
+    store = ("--store-url", redis_server.url, "--namespace", namespace)
+    with running(*store, "--workers", str(workers)) as server:
+        for _ in range(workers):
+            server.wait_for("Application startup complete")
+        opened = streams(server.url, 100)
+        assert server.stop(how) == 0
+        for stream in opened:
+            with stream:
+                last = b""
+                while chunk := stream.recv(4096):
+                    last += chunk
+                assert last.endswith(b"0\r\n\r\n"), "broken off"
+    assert not [line for line in server.lines if " ERROR " in line or "Traceback" in line or "Cancel" in line]
+
+
+def test_told_to_stop_while_nothing_goes_on_it_ends_with_exit_0() -> None:
+    with running() as server:
+        httpx.get(server.url + "/health")
+        assert server.stop(signal.SIGTERM) == 0
 
 
 def test_whichever_worker_is_asked_tells_of_all_of_them_also_when_one_has_died(

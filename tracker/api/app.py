@@ -20,6 +20,7 @@ from tracker.api.requests import State
 from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
+from tracker.api.stopping import told_to_stop
 from tracker.api.watch import Watch
 from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
@@ -61,7 +62,8 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
             if settings.webhook_url:
                 tasks.append(asyncio.create_task(Webhooks(settings, store, metrics).run()))
             try:
-                yield {"store": store, "settings": settings, "metrics": metrics}
+                with told_to_stop(store.hub.stop):
+                    yield {"store": store, "settings": settings, "metrics": metrics}
             finally:
                 access.flush()
                 metrics.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 from tracker import __version__
 from tracker.api.metrics import Exposition
 from tracker.models import (
@@ -23,7 +25,7 @@ from tracker.models import (
     Updated,
 )
 
-__all__ = ["ANSWERS", "PATH", "SESSION"]
+__all__ = ["ANSWERS", "PATH", "SESSION", "STREAM"]
 
 AGENT_ID = "11df8931-4d7c-464d-b05b-275496c2b989"
 SESSION_ID = "0199b1f2-6c1e-7d1a-9a55-0c3f3f8f2a10"
@@ -56,6 +58,15 @@ _ENDED: Event = {
     "reason": "expired",
     "session": {**SESSION, "providerSessionId": "p-123"},
 }
+STREAM = f"""\
+retry: 1523
+id: 1795473222695-0
+
+id: {_ENDED["id"]}
+event: {_ENDED["type"]}
+data: {to_json(_ENDED).decode()}
+
+"""
 
 ANSWERS: Mapping[Any, Any] = {
     OneSession: OneSession(session=SESSION),

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from pydantic_core import core_schema
 
 from tracker import __version__, models
-from tracker.api.examples import ANSWERS, PATH, SESSION
+from tracker.api.examples import ANSWERS, PATH, SESSION, STREAM
 from tracker.api.operations import Operation
 from tracker.models import ID_LENGTH, ConflictAnswer, Error, ValidationFailure
 
@@ -96,9 +96,9 @@ FAILURES: Mapping[int, Failure] = {
     ),
     406: Failure(
         "NotAcceptable",
-        "Server-sent events were asked for, which this version does not have.",
+        "`Accept` excludes JSON as well as server-sent events.",
         Error,
-        {"error": "Server-sent events come with a later version: accept application/json"},
+        {"error": "Not acceptable: accept application/json or text/event-stream"},
     ),
     409: Failure(
         "Conflict",
@@ -129,7 +129,7 @@ FAILURES: Mapping[int, Failure] = {
     ),
     503: Failure(
         "ServiceUnavailable",
-        "The store cannot answer in time. Trying again helps.",
+        "The store cannot answer in time, or too many read the feed. Trying again helps.",
         Error,
         {"error": "The store cannot answer now, try again"},
     ),
@@ -314,4 +314,7 @@ def _answer(operation: Operation, status: int, references: Mapping[Any, JsonSche
     own = getattr(body, "__module__", "") == models.__name__
     meaning = (own and inspect.getdoc(body)) or f"{HTTPStatus(status).phrase}."
     example = ANSWERS.get((body, status), ANSWERS.get(body))
-    return _response(status, meaning, references.get(body), example, operation.media_type)
+    response = _response(status, meaning, references.get(body), example, operation.media_type)
+    if operation.streams:
+        response["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM}
+    return response

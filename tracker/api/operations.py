@@ -22,6 +22,7 @@ class Operation:
 
     ``answers``: the types of its bodies by status, None for an answer without one. ``errors`` are the further statuses
     it may answer with, besides those that every route shares. What is not ``documented`` is no part of the interface.
+    ``streams``: whether it has server-sent events as well.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Operation:
     tag: str = "sessions"
     media_type: str = "application/json"
     documented: bool = True
+    streams: bool = False
 
     @property
     def summary(self) -> str:

@@ -11,11 +11,20 @@ from starlette.requests import ClientDisconnect, Request
 
 from tracker.api.metrics import Metrics
 from tracker.errors import Invalid
-from tracker.models import FieldError, Idempotency
+from tracker.models import FieldError, Idempotency, Resumption
 from tracker.settings import Settings
 from tracker.store.store import Store
 
-__all__ = ["BodyTooLarge", "State", "idempotency_key", "metrics_of", "read_body", "read_query", "store_of"]
+__all__ = [
+    "BodyTooLarge",
+    "State",
+    "idempotency_key",
+    "last_event_id",
+    "metrics_of",
+    "read_body",
+    "read_query",
+    "store_of",
+]
 
 DETAILS = 20
 """Breaches named in one answer."""
@@ -25,6 +34,7 @@ DRAINED_BYTES = 1024 * 1024
 """How much more of a body that is too large is read away, so that the client gets to see the answer."""
 QUERY_FIELDS = 100
 IDEMPOTENCY_KEY = "Idempotency-Key"
+LAST_EVENT_ID = "Last-Event-ID"
 NOTHING = b"{}"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,13 +88,20 @@ def read_query(request: Request, model: type[Model]) -> Model:
 
 def idempotency_key(request: Request) -> str | None:
     """The Idempotency-Key header, if there is one. Raises Invalid for a repeated one, or what is no printable text."""
-    values = request.headers.getlist(IDEMPOTENCY_KEY)
-    if not values:
-        return None
+    return _header(request, IDEMPOTENCY_KEY, Idempotency).idempotency_key
+
+
+def last_event_id(request: Request) -> str | None:
+    """The Last-Event-ID header, if there is one that is not empty. Raises Invalid for a repeated one."""
+    return _header(request, LAST_EVENT_ID, Resumption).last_event_id or None
+
+
+def _header(request: Request, name: str, model: type[Model]) -> Model:
+    values = request.headers.getlist(name)
     if len(values) > 1:
-        raise Invalid([{"field": IDEMPOTENCY_KEY, "message": "One header at most"}])
+        raise Invalid([{"field": name, "message": "One header at most"}])
     try:
-        return Idempotency.model_validate({IDEMPOTENCY_KEY: values[0]}).idempotency_key
+        return model.model_validate({name: values[0]} if values else {})
     except ValidationError as error:
         raise _invalid(error) from None
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tracker.api.accept import NotAcceptable
 from tracker.api.metrics import NO_ROUTE
 from tracker.api.requests import BodyTooLarge
 from tracker.api.routing import MethodNotAllowed, NoSuchPath
@@ -24,6 +25,7 @@ from tracker.errors import (
     SchemaMismatch,
     StoreFault,
     StoreUnavailable,
+    TooManyReaders,
 )
 
 __all__ = ["ERRORS", "Answer", "Errors", "NotFound", "answer", "page_of_sessions", "stream_sessions"]
@@ -103,6 +105,10 @@ def _method_not_allowed(request: Request, error: MethodNotAllowed) -> Answer:
     return answer({"error": f"Method not allowed: use {error.allow}"}, 405, {"Allow": error.allow})
 
 
+def _not_acceptable(request: Request, error: NotAcceptable) -> Answer:
+    return answer({"error": f"Not acceptable: accept {error}"}, 406)
+
+
 def _conflict(request: Request, error: Conflict) -> Answer:
     return answer({"error": str(error), "session": error.session}, 409)
 
@@ -130,6 +136,10 @@ def _store_unavailable(request: Request, error: StoreUnavailable | SchemaMismatc
     return answer({"error": text}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
 
 
+def _too_many_readers(request: Request, error: TooManyReaders) -> Answer:
+    return answer({"error": str(error)}, 503, {"Retry-After": RETRY_AFTER_SECONDS})
+
+
 def _client_disconnect(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)  # nobody is there to read it
 
@@ -151,6 +161,7 @@ ERRORS: dict[type[Exception], Callable[[Request, Any], ASGIApp]] = {
     NoSuchPath: _no_such_path,
     NotFound: _not_found,
     MethodNotAllowed: _method_not_allowed,
+    NotAcceptable: _not_acceptable,
     Conflict: _conflict,
     PositionLost: _position_lost,
     BodyTooLarge: _body_too_large,
@@ -158,6 +169,7 @@ ERRORS: dict[type[Exception], Callable[[Request, Any], ASGIApp]] = {
     StoreFault: _store_fault,
     StoreUnavailable: _store_unavailable,
     SchemaMismatch: _store_unavailable,
+    TooManyReaders: _too_many_readers,
     ClientDisconnect: _client_disconnect,
     Exception: _anything_else,
 }

@@ -11,12 +11,14 @@ from starlette.types import ASGIApp
 
 from tracker import __version__
 from tracker.api import dashboard, docs
+from tracker.api.accept import negotiate
 from tracker.api.metrics import CONTENT_TYPE, Exposition
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
-from tracker.api.requests import idempotency_key, metrics_of, read_body, read_query, store_of
+from tracker.api.requests import idempotency_key, last_event_id, metrics_of, read_body, read_query, store_of
 from tracker.api.responses import NotFound, answer, page_of_sessions, stream_sessions
 from tracker.api.routing import NoSuchPath
+from tracker.api.sse import EVENT_STREAM, EventStream, WaitingPage
 from tracker.errors import StoreError
 from tracker.models import (
     Cleaned,
@@ -36,6 +38,7 @@ from tracker.models import (
     OneSession,
     ProviderSession,
     Ready,
+    Resumption,
     Sessions,
     Stats,
     Target,
@@ -47,6 +50,7 @@ from tracker.store.snapshot import timestamp
 __all__ = ["OPERATIONS"]
 
 BASE = "/api/active-sessions"
+JSON = "application/json"
 
 OPERATIONS = Operations()
 route = OPERATIONS.add
@@ -108,16 +112,36 @@ async def read_stats(request: Request) -> ASGIApp:
     return answer(await store_of(request).stats())
 
 
-@route("GET", BASE + "/events", query=ListEvents, answers={200: EventPage}, errors=(406, 410), tag="events")
+@route(
+    "GET",
+    BASE + "/events",
+    query=ListEvents,
+    headers=Resumption,
+    answers={200: EventPage},
+    errors=(406, 410),
+    tag="events",
+    streams=True,
+)
 async def list_events(request: Request) -> ASGIApp:
-    """Read a page of the change feed, oldest first.
+    """Follow the change feed: as a stream of server-sent events, or page by page, oldest first.
 
-    Each session has exactly one `session.created` and one `session.ended` event, in order. Go on with `after` set to
-    `next`; 410 when the feed, which keeps the newest events only, no longer holds that position.
+    Each session has exactly one `session.created` and one `session.ended` event, in order. The feed keeps the newest
+    events only. A page leads on: pass its `next` as `after`; 410 when the feed no longer holds that position. `wait`
+    lets a page wait for its first event.
+
+    With `Accept: text/event-stream` a stream that begins with the next event, or behind `after` or `Last-Event-ID`. The
+    data of an event is one line of JSON, the same object as in a page; `id` is where to go on after a break. An event
+    `reset` tells that the position was lost, and where the stream goes on: its data is `{"id": ..., "error": ...}`.
     """
-    if "text/event-stream" in request.headers.get("accept", ""):
-        return answer({"error": "Server-sent events come with a later version: accept application/json"}, 406)
-    return answer(await store_of(request).feed.page(read_query(request, ListEvents)))
+    query, resume, store = read_query(request, ListEvents), last_event_id(request), store_of(request)
+    if negotiate(",".join(request.headers.getlist("accept")), (JSON, EVENT_STREAM)) == EVENT_STREAM:
+        after, field = (resume, "Last-Event-ID") if resume else (query.after or None, "after")
+        return EventStream(store.hub, query, after, field)
+    store.feed.parse(resume, "Last-Event-ID")
+    page = await store.feed.page(query if query.after else query.model_copy(update={"after": resume}))
+    if page["events"] or not query.wait:
+        return answer(page)
+    return WaitingPage(store.hub, query, page["next"])
 
 
 @route("PUT", BASE + "/heartbeat", body=HeartbeatBatch, answers={200: HeartbeatBatchAnswer})

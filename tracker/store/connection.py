@@ -26,7 +26,7 @@ from tracker.sentinel_url import SENTINEL_SCHEMES, SentinelUrl
 from tracker.settings import Settings
 from tracker.store.sentinel import MasterPool, Sentinels
 
-__all__ = ["connect", "fault_of", "translated"]
+__all__ = ["connect", "connect_listener", "fault_of", "translated"]
 
 POOL_CONNECTIONS = 64
 READ_BYTES = 256 * 1024
@@ -61,10 +61,20 @@ def connect(settings: Settings) -> Redis:
     """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
     if settings.in_memory:
         return _embedded(settings.store_timeout_seconds)
+    return _remote(settings, POOL_CONNECTIONS, settings.store_timeout_seconds)
+
+
+def connect_listener(settings: Settings, block_seconds: float) -> Redis:
+    """A client with one connection, for calls that Redis itself may hold for so long. Not for the embedded store."""
+    return _remote(settings, 1, settings.store_timeout_seconds + block_seconds)
+
+
+def _remote(settings: Settings, connections: int, patience: float) -> Redis:
+    options = {"max_connections": connections, "socket_timeout": patience}
     if settings.store_url.partition("://")[0] in SENTINEL_SCHEMES:
-        pool: BlockingConnectionPool = _behind_sentinels(settings)
+        pool: BlockingConnectionPool = _behind_sentinels(settings, options)
     else:
-        pool = _pool(parse_url(settings.store_url), settings.store_timeout_seconds)
+        pool = _pool({**parse_url(settings.store_url), **options}, settings.store_timeout_seconds)
     if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
         raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
     return Redis.from_pool(pool)  # which closes the pool with the client
@@ -88,13 +98,13 @@ def _options(timeout: float) -> dict[str, Any]:
 
 
 def _pool(place: Mapping[str, Any], timeout: float) -> BlockingConnectionPool:
-    options = {**place, **_options(timeout)}
+    options = {**_options(timeout), **place}
     if "path" in place:
         del options["maint_notifications_config"]
     return BlockingConnectionPool(**options)
 
 
-def _behind_sentinels(settings: Settings) -> MasterPool:
+def _behind_sentinels(settings: Settings, options: Mapping[str, Any]) -> MasterPool:
     url = SentinelUrl.parse(settings.store_url)
     parameters = dict(url.parameters)
     sentinel_login = {name: parameters.pop(f"sentinel_{name}", None) for name in ("username", "password")}
@@ -109,7 +119,7 @@ def _behind_sentinels(settings: Settings) -> MasterPool:
     place.pop("connection_class", None)
     login = {"username": url.username, "password": url.password, "db": url.database}
     sentinels = Sentinels(url.master, clients, timeout / 2)
-    return MasterPool(sentinels, tls=url.tls, **{**place, **login, **_options(timeout)})
+    return MasterPool(sentinels, tls=url.tls, **{**_options(timeout), **place, **login, **options})
 
 
 def _embedded(timeout: float) -> Redis:

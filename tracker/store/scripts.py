@@ -89,7 +89,7 @@ class Scripts:
         prelude = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
         self._scripts = {name: _Script(prelude, name) for name in NAMES}
         self._grace_ms = round(settings.grace_seconds * 1000)
-        self._feed_length = settings.feed_length
+        self.feed_length = settings.feed_length
         self._enrolled = False
         self._enrolling = asyncio.Lock()
         self._embedded = settings.in_memory
@@ -209,7 +209,7 @@ class Scripts:
 
     def _head(self, shard: Shard) -> tuple[Argument, ...]:
         """What every script gets: see ``prelude.lua``."""
-        return (len(shard.declared), *shard.declared, shard.prefix, self._grace_ms, self._feed_length)
+        return (len(shard.declared), *shard.declared, shard.prefix, self._grace_ms, self.feed_length)
 
     async def _run(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> Any:
         try:

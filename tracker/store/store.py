@@ -13,6 +13,7 @@ from tracker.models import Stats
 from tracker.settings import Settings
 from tracker.store.feed import Feed
 from tracker.store.hashes import Hashes
+from tracker.store.hub import Hub
 from tracker.store.inspection import Findings, inspect, watch
 from tracker.store.listing import Listing
 from tracker.store.observer import Observer
@@ -34,6 +35,7 @@ class Store:
     sessions: SessionStore
     listing: Listing
     feed: Feed
+    hub: Hub
     sweeper: Sweeper
     scripts: Scripts
     embedded: bool
@@ -59,10 +61,13 @@ async def open_store(
     scripts = Scripts(settings, client, observer)
     sessions = SessionStore(settings, scripts)
     hashes = Hashes(scripts, embedded=settings.in_memory)
+    feed = Feed(scripts)
+    hub = Hub(settings, scripts, feed)
     store = Store(
         sessions=sessions,
         listing=Listing(scripts, sessions, hashes),
-        feed=Feed(scripts),
+        feed=feed,
+        hub=hub,
         sweeper=Sweeper(settings, scripts),
         scripts=scripts,
         embedded=settings.in_memory,
@@ -72,6 +77,7 @@ async def open_store(
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
+                await hub.close()
                 await sessions.close()
                 await hashes.close()
         await scripts.close()

@@ -1,0 +1,297 @@
+"""Hub: the one reader of the feed in this process, fanned out to the many who follow it.
+
+It starts with the first reader and ends with the last. On a connection of its own it waits for new entries of all
+shards in one call; then it reads them as every page is read, which tells when some of them are gone, and puts them into
+the readers' queues. These are bounded: who lags behind so far that the queue is full gets nothing more from the hub
+until he has caught up by pages of his own. So a slow reader costs neither others time nor us memory, and loses nothing
+while the feed holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tracker.errors import PositionLost, StoreError, TooManyReaders
+from tracker.models import ListEvents
+from tracker.settings import Settings
+from tracker.store.connection import connect_listener, translated
+from tracker.store.feed import Change, Feed, Found, Position, written
+from tracker.store.scripts import Scripts
+
+__all__ = ["Hub", "Reader"]
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+"""Entries read and handed out at once. Then readers have their turn: less than a queue, or all would overflow."""
+QUEUE = 256
+"""Changes that wait for one reader. They are shared, not copied."""
+BLOCK_SECONDS = 2.0
+"""How long Redis holds the call that waits for new entries. After each it is checked that none are gone."""
+POLL_SECONDS = 0.05
+"""The embedded store is asked so often instead: nothing of it leaves the process."""
+RETRY_SECONDS = 0.5
+"""Between two attempts to reach a store that is away."""
+
+
+class Hub:
+    """Counts, for whoever watches: ``resets``: positions found lost; ``lagged``: full queues; ``refused`` readers."""
+
+    def __init__(self, settings: Settings, scripts: Scripts, feed: Feed) -> None:
+        self.feed = feed
+        self.resets = 0
+        self.lagged = 0
+        self.refused = 0
+        self._settings = settings
+        self._numbers = {shard.events.encode(): shard.number for shard in scripts.shards}
+        self._readers: set[Reader] = set()
+        self._heads: list[Position] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    @property
+    def readers(self) -> int:
+        """How many there are now."""
+        return len(self._readers)
+
+    @property
+    def heads(self) -> list[Position] | None:
+        """How far the feed was handed out; None while that is not known."""
+        return self._heads
+
+    @contextmanager
+    def reader(self, query: ListEvents) -> Iterator[Reader]:
+        """A reader of what fits the query's filters. Raises TooManyReaders."""
+        if len(self._readers) >= self._settings.max_streams:
+            self.refused += 1
+            raise TooManyReaders("Too many readers of the change feed: try again, or another server")
+        reader = Reader(self, query, ended=self._stopped)
+        self._readers.add(reader)
+        if self._task is None and not self._stopped:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        try:
+            yield reader
+        finally:
+            self._readers.remove(reader)
+            if not self._readers:
+                self._rest()
+
+    def stop(self) -> None:
+        """Ends all readers, and from now on each at once: the process is about to end."""
+        self._stopped = True
+        for reader in self._readers:
+            reader.end()
+
+    async def close(self) -> None:
+        self.stop()
+        self._rest()
+        while self._ending:
+            await asyncio.wait(self._ending, timeout=0.1)
+            for task in self._ending:
+                task.cancel()  # again: before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow one
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _rest(self) -> None:
+        task, self._task, self._heads = self._task, None, None
+        if task is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+            task.cancel()
+
+    async def _run(self) -> None:
+        reachable = True
+        client = None if self._settings.in_memory else connect_listener(self._settings, BLOCK_SECONDS)
+        try:
+            while self._is_current():
+                try:
+                    await self._follow(client)
+                    if not reachable:
+                        logger.info("events: the store is back")
+                    reachable = True
+                    continue
+                except PositionLost as error:
+                    logger.warning("events: %s", error)
+                    self._heads = None
+                    continue
+                except StoreError as error:
+                    if reachable:
+                        logger.error("events: %s", error)
+                    reachable = False
+                except Exception:
+                    logger.exception("reading the feed failed")
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            if client is not None:
+                # In a task of its own, which no further cancellation keeps from it.
+                closing = asyncio.get_running_loop().create_task(client.aclose())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    def _is_current(self) -> bool:
+        """Or it was told to end, and the driver swallowed the cancellation."""
+        return self._task is asyncio.current_task()
+
+    async def _follow(self, client: Redis | None) -> None:
+        """One step: find out where the feed ends, or wait for what comes behind that and hand it out."""
+        if self._heads is None:
+            self._set_heads(await self.feed.present())
+            return
+        shards = await self._bell(client, self._heads)
+        while shards and self._heads is not None:
+            changes = await self.feed.read(self._heads, BATCH, shards)
+            self._hand_out(changes)
+            if len(changes) < BATCH:
+                return
+            await asyncio.sleep(0)  # the readers' turn
+
+    async def _bell(self, client: Redis | None, heads: Sequence[Position]) -> list[int]:
+        """Waits for something new, but not for ever; the shards to look at."""
+        if client is None:
+            await asyncio.sleep(POLL_SECONDS)
+            return list(self._numbers.values())
+        wait = ("COUNT", 1, "BLOCK", round(BLOCK_SECONDS * 1000), "STREAMS")
+        with translated():
+            rung: list[Any] = await client.execute_command(  # type: ignore[no-untyped-call]
+                "XREAD", *wait, *self._numbers, *(written([head]) for head in heads)
+            )
+        return sorted(self._numbers[key] for key, _ in rung) or list(self._numbers.values())
+
+    def _set_heads(self, heads: list[Position]) -> None:
+        """From now on; what came before, and was not handed out, readers must look up themselves."""
+        if not self._is_current():
+            return
+        self._heads = heads
+        for reader in self._readers:
+            reader.deafen()
+
+    def _hand_out(self, changes: list[Change]) -> None:
+        if not self._is_current() or self._heads is None:
+            return
+        for change in changes:
+            self._heads[change.shard] = change.position
+        for reader in self._readers:
+            reader.offer(changes)
+
+
+class Reader:
+    """Follows the feed from a position on: first by pages, then with the hub, and by pages again whenever it lags."""
+
+    def __init__(self, hub: Hub, query: ListEvents, *, ended: bool) -> None:
+        self.ended = ended
+        self._hub = hub
+        self._query = query
+        self._positions: list[Position] = []
+        self._queue: deque[Change] = deque()
+        self._listening = False
+        self._caught_up = False
+        self._bell = asyncio.Event()
+
+    @property
+    def position(self) -> str:
+        """The event id behind which it is: all that fitted up to there has been read."""
+        return written(self._positions)
+
+    async def begin(self, after: str | None, field: str = "after") -> None:
+        """Where to read from; None: from now on. Raises Invalid, StoreError. Whether it is held, reading tells."""
+        if after is None:
+            # In this order: what comes in between is in the queue as well, and passed over there.
+            self._listen()
+            self._positions = await self._hub.feed.present()
+            self._caught_up = True
+        else:
+            self._positions = self._hub.feed.parse(after, field)
+
+    async def read(self, limit: int, patience: float) -> list[Found]:
+        """The next events that fit, ``limit`` at most; possibly none, and surely when nothing came for so many seconds.
+
+        Raises PositionLost when the feed no longer holds what comes next, and goes on with what it does hold, and
+        StoreError when it cannot be told now.
+        """
+        if self._caught_up:
+            if self._listening and not self._queue:
+                await self.pause(patience)
+            if found := self._take(limit):
+                return found
+            if self._listening:
+                self._advance()
+                return []
+            self._caught_up = False
+        return await self._catch_up(limit)
+
+    async def pause(self, seconds: float) -> None:
+        """Until something happens, or the time is over."""
+        if self.ended:
+            return
+        self._bell.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            pass
+
+    def end(self) -> None:
+        """Nobody is there any more to read for."""
+        self.ended = True
+        self._bell.set()
+
+    def offer(self, changes: Sequence[Change]) -> None:
+        """What the hub has for it. When the queue is full it hears no more."""
+        if not self._listening:
+            return
+        for change in changes:
+            if change.fits(self._query):
+                if len(self._queue) == QUEUE:
+                    self._hub.lagged += self._caught_up
+                    self.deafen()
+                    return
+                self._queue.append(change)
+                self._bell.set()
+
+    def deafen(self) -> None:
+        """What comes now it must look up itself."""
+        self._listening = False
+        self._bell.set()
+
+    def _listen(self) -> None:
+        self._queue.clear()
+        self._listening = True
+
+    async def _catch_up(self, limit: int) -> list[Found]:
+        # First listen, then look: what comes in between is found in both places, and passed over in the second.
+        if not self._listening:
+            self._listen()
+        try:
+            found, complete = await self._hub.feed.scan(self._positions, self._query, limit)
+        except PositionLost as error:
+            self._hub.resets += 1
+            self._positions = self._hub.feed.parse(error.onward)
+            raise
+        self._caught_up = complete
+        return found
+
+    def _take(self, limit: int) -> list[Found]:
+        found: list[Found] = []
+        while self._queue and len(found) < limit:
+            change = self._queue.popleft()
+            if change.position > self._positions[change.shard]:
+                self._positions[change.shard] = change.position
+                found.append(Found(self.position, change))
+        if self._listening and not self._queue:
+            self._advance()
+        return found
+
+    def _advance(self) -> None:
+        """With nothing left in the queue it is where the hub is: so a filter that seldom fits loses no position."""
+        heads = self._hub.heads
+        if heads is not None:
+            self._positions = [max(pair) for pair in zip(self._positions, heads, strict=True)]
