@@ -7,7 +7,8 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
@@ -129,13 +130,15 @@ class AsyncTrackerClient:
         after: str | None = "0",
         type: EventType | None = None,  # noqa: A002 - the name on the wire
         agent_id: str | None = None,
-    ) -> AsyncIterator[Event]:
-        """As `TrackerClient.events`, for ``async for``."""
+    ) -> AsyncGenerator[Event, None]:
+        """As `TrackerClient.events`, for ``async for``; close it (``contextlib.aclosing``) when you leave it early."""
         follower = Follower(after, type, agent_id)
         while True:
             try:
-                async for event in self._pages(follower) if follower.by_page else self._stream(follower):
-                    yield event
+                # Closed with the whole, for what a generator that is left lying holds is a connection.
+                async with aclosing(self._pages(follower) if follower.by_page else self._stream(follower)) as events:
+                    async for event in events:
+                        yield event
             except TrackerClientError as error:
                 delay = follower.delay_after(error)
                 await asyncio.sleep(delay)
@@ -166,14 +169,14 @@ class AsyncTrackerClient:
             raise Unavailable("No answer from the tracker: it came too slowly") from None
         return call.outcome(response.status_code, response.headers, response.content)
 
-    async def _pages(self, follower: Follower) -> AsyncIterator[Event]:
+    async def _pages(self, follower: Follower) -> AsyncGenerator[Event, None]:
         while True:
             page = follower.turn(await self._once(follower.page_call(), follower.page_timeout, None))
             for event in follower.taken(page.steps):
                 yield event
             await asyncio.sleep(page.rest)
 
-    async def _stream(self, follower: Follower) -> AsyncIterator[Event]:
+    async def _stream(self, follower: Follower) -> AsyncGenerator[Event, None]:
         call = follower.stream_call()
         request = self._http.build_request(
             call.method, self._endpoint.url + call.path, headers=call.headers, timeout=follower.stream_timeout

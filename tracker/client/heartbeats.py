@@ -68,9 +68,8 @@ class Heartbeats:
             del self._leases[lease]
         if now < self._open_at:
             return self._open_at - now if self._leases else None
-        due = sum(lease.beats(now) and now >= lease.next_beat for lease in self._leases)
-        if due > 1:
-            return self._batch(now)
+        if any(lease.beats(now) and now >= lease.next_beat for lease in self._leases) and (batch := self._batch(now)):
+            return batch
         # The one that was tried longest ago goes first, so that none that fails is in the way of the others.
         for lease in sorted(self._leases, key=lambda lease: lease.tried_at):
             if errand := lease.errand(now):
@@ -106,11 +105,17 @@ class Heartbeats:
             lease.news.clear()
         return losses
 
-    def _batch(self, now: float) -> Errand:
-        """One heartbeat for all that are due, and with them those that soon would be."""
-        beating = [lease for lease in self._leases if lease.beats(now) and now >= lease.beat_at + lease.period / 2]
+    def _batch(self, now: float) -> Errand | None:
+        """One heartbeat for all that are due, and with them those that were not just beaten; None for less than two.
+
+        Beats are at least three quarters of a period apart. Of two groups that keep that, one is always more than a
+        third behind the other, and joins it: so all come to beat together, whenever they began.
+        """
+        beating = [lease for lease in self._leases if lease.beats(now) and now >= lease.beat_at + lease.period / 3]
         beating.sort(key=lambda lease: lease.next_beat)
         held = {lease.session_id: lease for lease in beating[:BATCH_TARGETS] if lease.session_id is not None}
+        if len(held) < 2:
+            return None
 
         def answered(answer: HeartbeatBatchAnswer, sent_at: float) -> None:
             missing = set(answer["missing"]["sessionIds"])

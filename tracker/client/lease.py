@@ -256,9 +256,9 @@ class Lease:
 
         def answered(answer: HeartbeatAnswer, sent_at: float) -> None:
             self._settle()
-            self._progress_at = sent_at + PROGRESS_GAP_SECONDS
-            if progress is not None and progress == self._progress:
-                self._progress_due = False
+            if progress is not None:
+                self._progress_at = sent_at + PROGRESS_GAP_SECONDS
+                self._progress_due = progress != self._progress
             if answer["updated"]:
                 self.stop_requested = self.stop_requested or answer.get("stopRequested", False)
                 self.renewed(sent_at)

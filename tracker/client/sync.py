@@ -7,7 +7,7 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
@@ -144,7 +144,7 @@ class TrackerClient:
         after: str | None = "0",
         type: EventType | None = None,  # noqa: A002 - the name on the wire
         agent_id: str | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The change feed, without end: from behind `after`, an event's id; "0": its start; None: what is yet to come.
 
         Goes on by itself where it was when the connection breaks or the server is away. Raises PositionLost when the
