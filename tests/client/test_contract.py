@@ -106,6 +106,7 @@ async def test_a_session_is_made_read_listed_renewed_stopped_and_ended(driver: D
         "session.updated",
         "session.ended",
     ]
+    assert (await driver.call("list_events", last=1))["events"] == page["events"][-1:]
     assert (await driver.call("list_events", after=page["next"], type="session.ended"))["events"] == []
 
 

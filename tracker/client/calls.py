@@ -214,15 +214,16 @@ def list_events(
     *,
     after: str | None = None,
     limit: int | None = None,
+    last: int | None = None,
     agent_id: str | None = None,
     type: EventType | None = None,  # noqa: A002 - the name on the wire
     wait: int | None = None,
 ) -> Call[EventPage]:
     """A page of the change feed, oldest first; go on with `after` set to its `next`. Raises PositionLost.
 
-    `wait`: seconds for which the server may hold back an empty page.
+    `last`: instead that many of the newest events. `wait`: seconds for which the server may hold back an empty page.
     """
-    query = _query(after=after, limit=limit, agent_id=agent_id, type=type, wait=wait)
+    query = _query(after=after, limit=limit, last=last, agent_id=agent_id, type=type, wait=wait)
     return Call("GET", BASE + "/events" + query, _having(EventPage, "events", list))
 
 
