@@ -150,6 +150,19 @@ def test_one_that_always_fails_is_in_nobodys_way() -> None:
     assert told >= 3
 
 
+def test_an_answer_that_makes_no_sense_is_a_failure_and_tried_again() -> None:
+    heartbeats = Heartbeats(5, chance=lambda: 1.0)
+    lease = Lease({"agent_id": "a", "trigger_type": "t"}, 0)
+    heartbeats.add(lease)
+    errand, _ = taken(heartbeats, 0)
+    heartbeats.answered(errand, {"session": {"id": "s1"}}, 0)
+    assert lease.session is None
+    assert heartbeats.next(0) == 0.1
+    errand, _ = taken(heartbeats, 1)
+    heartbeats.answered(errand, {"session": session("s1")}, 1)
+    assert lease.session_id == "s1"
+
+
 def test_an_answer_may_not_take_a_whole_ttl() -> None:
     heartbeats = Heartbeats(5)
     assert heartbeats.timeout == 5

@@ -105,6 +105,8 @@ asyncio.run(main())
 
 FORK = """
 child = os.fork()
+for _ in range(50):
+    client.health() if child else client.stats()  # each on connections of its own, or they would read each other's
 if child == 0:
     with client.track(agent_id="a", task_id="inherited", trigger_type="t") as own:
         assert own.session_id

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tracker.client import calls
-from tracker.client.errors import TrackerClientError, Unavailable
+from tracker.client.errors import TrackerClientError, Unavailable, UnexpectedAnswer
 from tracker.client.lease import Errand, Lease, Lost
 from tracker.client.retries import backoff
 from tracker.models import BATCH_TARGETS, HeartbeatBatchAnswer
@@ -79,10 +79,13 @@ class Heartbeats:
 
     def answered(self, errand: Errand, answer: Any, sent_at: float) -> list[Loss]:
         """Takes an answer in; what is to be told to whom."""
+        try:
+            errand.answered(answer, sent_at)
+        except (KeyError, TypeError, ValueError) as error:
+            return self.failed(errand, UnexpectedAnswer(f"No answer of a tracker: {error!r}"), sent_at)
         if self._failures:
             logger.info("the tracker answers again")
         self._failures = 0
-        errand.answered(answer, sent_at)
         return self._losses()
 
     def failed(self, errand: Errand, error: TrackerClientError, now: float) -> list[Loss]:

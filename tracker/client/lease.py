@@ -228,9 +228,10 @@ class Lease:
         late = self._attempts > 1
 
         def answered(answer: OneSession, sent_at: float) -> None:
+            session = answer["session"]
+            self.ttl = float(session["ttlSeconds"])
             self._settle()
-            self.session = answer["session"]
-            self.ttl = float(self.session["ttlSeconds"])
+            self.session = session
             self.lost = None
             # A repeated registration answers with what the first one made, long as it may be gone.
             self._unconfirmed = late

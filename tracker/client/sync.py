@@ -265,8 +265,9 @@ _EVERY: weakref.WeakSet[TrackerClient] = weakref.WeakSet()
 
 
 def _end_all() -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
     for client in list(_EVERY):
-        client.close(EXIT_SECONDS)
+        client.close(max(0.0, deadline - time.monotonic()))
 
 
 def _renew_all() -> None:

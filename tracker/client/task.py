@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tracker.client.calls import Call
-from tracker.client.errors import TrackerClientError, Unavailable
+from tracker.client.errors import TrackerClientError, Unavailable, UnexpectedAnswer
 from tracker.client.heartbeats import Heartbeats, Loss
 from tracker.client.lease import Errand, Lease
 
@@ -108,6 +108,9 @@ class AsyncBeater:
             answer = await self._send(errand.call, timeout)
         except TrackerClientError as error:
             failure = error
+        except Exception as error:
+            # Nobody's plan, a client that was closed maybe: for the runs it is one more reason to try again.
+            failure = UnexpectedAnswer(f"The call could not be sent: {error!r}")
         except BaseException:
             errand.failed(Unavailable("The call was cut short"), self._clock())
             self.wake()

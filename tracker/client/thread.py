@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tracker.client.calls import Call
-from tracker.client.errors import TrackerClientError, Unavailable
+from tracker.client.errors import TrackerClientError, Unavailable, UnexpectedAnswer
 from tracker.client.heartbeats import Heartbeats, Loss
 from tracker.client.lease import Errand, Lease
 
@@ -109,6 +109,9 @@ class Beater:
             answer = self._send(errand.call, timeout)
         except TrackerClientError as error:
             failure = error
+        except Exception as error:
+            # Nobody's plan, a client that was closed maybe: for the runs it is one more reason to try again.
+            failure = UnexpectedAnswer(f"The call could not be sent: {error!r}")
         except BaseException:
             with self._changed:
                 errand.failed(Unavailable("The call was cut short"), self._clock())
