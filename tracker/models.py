@@ -348,11 +348,21 @@ class Missing(TypedDict):
     sessionIds: Annotated[list[str], Field(description="Session ids.")]
 
 
+class Stopping(TypedDict):
+    """What of a batch was asked to stop."""
+
+    taskIds: Annotated[list[str], Field(description="Tasks.")]
+    sessionIds: Annotated[list[str], Field(description="Session ids.")]
+
+
 class HeartbeatBatchAnswer(TypedDict):
     """How many were renewed, and which were not there."""
 
     updated: Annotated[int, Field(description="Targets whose session was renewed.")]
     missing: Annotated[Missing, Field(description="Targets without a live session.")]
+    stopRequested: NotRequired[
+        Annotated[Stopping, Field(description="Targets whose run was asked to stop; absent when none was.")]
+    ]
 
 
 class Cleaned(TypedDict):

@@ -99,6 +99,18 @@ async def test_a_batch_renews_what_lives_and_names_what_does_not(api: Api, shard
     assert len((await api.get()).json()["sessions"]) == 10
 
 
+async def test_a_batch_names_those_that_were_asked_to_stop_and_says_nothing_where_none_was(api: Api) -> None:
+    one, two, three = [await api.create(taskId=task) for task in ("t1", "t2", "t3")]
+    body = {"taskIds": ["t1", "t2", "gone"], "sessionIds": [three["id"]]}
+    assert list((await api.put("/heartbeat", json=body)).json()) == ["updated", "missing"]
+    for session in (one, three):
+        await api.put(f"/{session['id']}/stop")
+    answer = (await api.put("/heartbeat", json=body)).json()
+    assert answer["updated"] == 3
+    assert answer["stopRequested"] == {"taskIds": ["t1"], "sessionIds": [three["id"]]}
+    assert two["id"] not in str(answer)
+
+
 async def test_a_batch_names_expired_sessions_as_missing(api: Api) -> None:
     session = await api.create(taskId="t1")
     await advance(api.store, 1801)

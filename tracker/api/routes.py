@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -146,20 +147,22 @@ async def list_events(request: Request) -> ASGIApp:
 
 @route("PUT", BASE + "/heartbeat", body=HeartbeatBatch, answers={200: HeartbeatBatchAnswer})
 async def heartbeat_many(request: Request) -> ASGIApp:
-    """Renew many sessions at once, by task and by session id."""
+    """Renew many sessions at once, by task and by session id.
+
+    `stopRequested` is there when some of them were asked to stop, and names them.
+    """
     body = await read_body(request, HeartbeatBatch)
     targets = [*map(Target.task, body.task_ids or ()), *map(Target.id, body.session_ids or ())]
     beats = await store_of(request).sessions.heartbeat_all(targets)
     missing = [target for target, beat in beats.items() if beat is None]
-    return answer(
-        HeartbeatBatchAnswer(
-            updated=len(beats) - len(missing),
-            missing={
-                "taskIds": [target.value for target in missing if target.kind == "task"],
-                "sessionIds": [target.value for target in missing if target.kind == "id"],
-            },
-        )
+    stopping = [target for target, beat in beats.items() if beat is not None and beat.stop_requested]
+    told = HeartbeatBatchAnswer(
+        updated=len(beats) - len(missing),
+        missing={"taskIds": _values(missing, "task"), "sessionIds": _values(missing, "id")},
     )
+    if stopping:
+        told["stopRequested"] = {"taskIds": _values(stopping, "task"), "sessionIds": _values(stopping, "id")}
+    return answer(told)
 
 
 @route("PUT", BASE + "/heartbeat/{taskId}", body=Heartbeat, answers={200: HeartbeatAnswer}, errors=(409,))
@@ -301,6 +304,10 @@ def _heartbeat_answer(beat: Beat | None) -> HeartbeatAnswer:
     if beat is None:
         return {"updated": False}
     return {"updated": True, "expiresAt": timestamp(beat.due), "stopRequested": beat.stop_requested}
+
+
+def _values(targets: Iterable[Target], kind: Literal["task", "id"]) -> list[str]:
+    return [target.value for target in targets if target.kind == kind]
 
 
 async def _read(request: Request, target: Target) -> ASGIApp:
