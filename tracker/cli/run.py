@@ -1,0 +1,122 @@
+"""`tracker run -- COMMAND`: tracks any command from the shell, for as long as it runs."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from tracker.cli.calling import Url, failing, give_up, key
+from tracker.cli.printing import printable
+from tracker.client import Run, TrackerClient
+
+__all__ = ["run"]
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+LOOK_SECONDS = 0.2
+PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
+DESCRIPTION_LENGTH = 200
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="What to run, with its arguments.")],
+    agent: Annotated[
+        str | None, typer.Option(envvar="TRACKER_AGENT_ID", help="Who runs it.", show_default="user@host")
+    ] = None,
+    task: Annotated[str | None, typer.Option(envvar="TRACKER_TASK_ID", help="Which task it works on.")] = None,
+    trigger: Annotated[str, typer.Option(help="What set it off.")] = "manual",
+    description: Annotated[
+        str | None, typer.Option(help="What it is about.", show_default="the command line, cut to 200 characters")
+    ] = None,
+    ttl: Annotated[float, typer.Option(min=1, max=86400, help="Seconds of silence after which it is dead.")] = 60,
+    on_conflict: Annotated[
+        Literal["supersede", "reject", "replace"], typer.Option(help="What to do when the task already runs.")
+    ] = "supersede",
+    stop: Annotated[
+        bool, typer.Option("--stop/--no-stop", help="Whether SIGTERM goes to the command when it is asked to stop.")
+    ] = True,
+    url: Url = None,
+) -> None:
+    """Run a command and track it: registers, heartbeats while it runs, and deletes the session when it ends.
+
+    Signals are passed on to the command, and its exit status becomes ours (128 and the number of the signal that ended
+    it; 127 not found, 126 not executable). A tracker that is away does not keep the command from running.
+    """
+    about = shlex.join(command)[:DESCRIPTION_LENGTH] if description is None else description
+    with (
+        failing(url),
+        TrackerClient(url, api_key=key()) as client,
+        client.track(
+            agent_id=agent or f"{getpass.getuser()}@{socket.gethostname()}",
+            task_id=task,
+            trigger_type=trigger,
+            task_description=about,
+            ttl_seconds=ttl,
+            on_conflict=on_conflict,
+            max_silence=None,  # whether the command hangs is not ours to tell
+        ) as tracked,
+    ):
+        try:
+            process = subprocess.Popen(command)  # noqa: S603 - to run what the user says is what this is for
+        except FileNotFoundError:
+            give_up(f"{command[0]}: command not found", NOT_FOUND)
+        except OSError as error:
+            give_up(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
+        with _passing_signals_to(process):
+            status = _wait(process, tracked, stop)
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+def _wait(process: subprocess.Popen[bytes], tracked: Run, stop: bool) -> int:
+    """Waits for the command's end, and tells meanwhile what becomes of its session."""
+    asked = lost = False
+    while True:
+        try:
+            return process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        if tracked.stop_requested and not asked:
+            asked = True
+            _say("the run is asked to stop" + (": sending SIGTERM" if stop else ""))
+            if stop:
+                process.send_signal(signal.SIGTERM)
+        if tracked.lost and not lost:
+            lost = True
+            _say(f"the session is lost ({tracked.lost.reason}); the command goes on untracked")
+
+
+def _say(text: str) -> None:
+    typer.echo(f"tracker: {printable(text)}", err=True)
+
+
+@contextmanager
+def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Passes on what is sent to us. What is typed on a terminal reaches the command by itself."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if not (number in FROM_KEYBOARD and _in_foreground()):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
