@@ -195,10 +195,11 @@ async def test_nobody_gets_anothers_answer_and_nothing_stays_behind(
                 sweep_interval_seconds=0.5,
             )
             app = create_app(settings)
-            tasks = len(asyncio.all_tasks()) + 2  # the pod's own: it sweeps, and it watches
             async with app.router.lifespan_context(app) as state:
                 assert state is not None
                 store: Store = state["store"]
+                await store.sweeper.sweep()
+                tasks = len(asyncio.all_tasks()) - 3 * proxy.open  # the pod's own: it pulses, sweeps and watches
                 fleet = Fleet(app, dict(state), chance)
                 proxy.rate = RATE
                 await fleet.run(WARM_UP)
@@ -215,8 +216,7 @@ async def test_nobody_gets_anothers_answer_and_nothing_stays_behind(
                 async def at_rest() -> bool:
                     ours, between, theirs = await connections(store, proxy, operator, namespace)
                     # What the other side has closed, the pool notices when it needs it next.
-                    three_each = 3 * proxy.open
-                    return ours >= between == theirs and len(asyncio.all_tasks()) - three_each == tasks
+                    return ours >= between == theirs and len(asyncio.all_tasks()) - 3 * proxy.open == tasks
 
                 async def given_back() -> bool:
                     return len(pool_of(store.scripts.client)._in_use_connections) <= 2  # each pipe keeps one

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from pydantic_core import from_json
 
 from tests import clockwork
 from tests.audit import audit
@@ -268,7 +269,7 @@ class Fleet(RuleBasedStateMachine):
             cursor = None
             while True:
                 page, cursor = await self.store.listing.page(query.model_copy(update={"cursor": cursor}), limit)
-                found += page
+                found += map(from_json, page)
                 if cursor is None:
                     return found
                 assert len(page) == limit
@@ -381,7 +382,7 @@ class Fleet(RuleBasedStateMachine):
 
     def listed(self, query: ListSessions) -> list[Session]:
         async def read() -> list[Session]:
-            return [session async for chunk in self.store.listing.chunks(query) for session in chunk]
+            return [from_json(session) async for chunk in self.store.listing.chunks(query) for session in chunk]
 
         sessions: list[Session] = self.run(read())
         return sessions

@@ -170,7 +170,8 @@ class _Look:
 
     async def _sessions(self, one: _Seen, ids: list[bytes]) -> None:
         for some in _batches([session_id for session_id in ids if session_id not in one.sessions]):
-            for session_id, agent, trigger, *kinds in await self._run("check_sessions", one, *some):
+            _, *rows = await self._run("check_sessions", one, *some)
+            for session_id, agent, trigger, *kinds in rows:
                 if agent and trigger:
                     one.add(session_id, agent, trigger)
                 for kind in kinds:
@@ -178,7 +179,8 @@ class _Look:
 
     async def _tasks(self, one: _Seen, tasks: list[bytes]) -> None:
         for some in _batches(tasks):
-            for task in await self._run("check_tasks", one, *some):
+            _, *strays = await self._run("check_tasks", one, *some)
+            for task in strays:
                 self._note(one, b"stray", b"task:" + task)
 
     async def _index(self, one: _Seen, name: bytes) -> None:

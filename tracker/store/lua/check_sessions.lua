@@ -1,7 +1,7 @@
 -- Checks that the indices lead to sessions as their hashes say, and mends the indices. The hashes stay as they are.
 --
 -- ARGV    4 look | mend  5... ids
--- reply   {id, agent, trigger, finding, ...} for each that has a hash. Findings: sessions, deadlines, agent (no entry or
+-- reply   seen, then {id, agent, trigger, finding, ...} for each that has a hash. Findings: sessions, deadlines, agent (no entry or
 --         another score), task (no task key, or one that leads nowhere), rival (the task key leads to another session of
 --         the task), broken (the hash is not whole), failed (a key of a wrong type, or of none of ours)
 -- effects entries and the task key as the hash has them, and the TTLs of the keys that got one; not for a rival's task
@@ -52,4 +52,4 @@ end
 if longest > 0 then
   for _, key in ipairs({SESSIONS, DEADLINES}) do outlast(key, longest) end
 end
-return rows
+return {'seen', unpack(rows)}

@@ -1,7 +1,7 @@
 -- Checks that task keys lead to sessions of their task, and drops those that do not.
 --
 -- ARGV    4 look | mend  5... tasks
--- reply   {task, ...}: those that lead nowhere
+-- reply   {seen, task, ...}: those that lead nowhere
 -- effects their keys go
 local mend, found = ARGV[4] == 'mend', {}
 if mend then redis.call('PERSIST', CLOCK) end
@@ -16,4 +16,4 @@ for i = 5, #ARGV do
     if ok and mend then redis.call('DEL', TASK .. task) end
   end
 end
-return found
+return {'seen', unpack(found)}
