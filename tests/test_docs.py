@@ -48,6 +48,16 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
     assert named <= commands
 
 
+def test_the_reference_of_the_commands_has_every_command_with_every_option() -> None:
+    rows = re.findall(r"^\| `tracker ([a-z-]+)[^`]*` \|(.*)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert [name for name, _ in rows] == list(commands)
+    for name, row in rows:
+        options = {option for parameter in commands[name].params for option in parameter.opts if option[:2] == "--"}
+        documented = set(re.findall(r"--[a-z-]+", row)) - {"--no-stop"}
+        assert documented == (set() if name == "serve" else options - {"--help"}), name
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_every_make_target_that_a_page_names_exists(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()

@@ -49,7 +49,7 @@ SENTINEL_PARAMETERS = STORE_URL_PARAMETERS - {"db", "username", "password"} | {"
 KUBERNETES_LINK = re.compile(r"TRACKER_SERVICE_(HOST|PORT)(_\w+)?|TRACKER_PORT_\d+_\w+")
 
 # What our client commands read. TRACKER_API_KEY is not here: set for a server, it likely was meant as TRACKER_API_KEYS.
-CLIENT_VARIABLES = frozenset({"TRACKER_URL"})
+CLIENT_VARIABLES = frozenset({"TRACKER_URL", "TRACKER_AGENT_ID", "TRACKER_TASK_ID"})
 
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
