@@ -20,7 +20,7 @@ __all__ = ["INVARIANTS", "Breach", "judge"]
 POD_SLACK_MS = 4000
 """So long after a pod is back its clients may still find dead connections, and its workers start."""
 ANSWER_SLACK_MS = 4000
-"""What a loaded machine may add to the store's deadline."""
+"""What a busy machine may add to the store's deadline; more where many share it, as with all that is about time."""
 RECOVERY_MS = 2000
 STORE_CALLS = {"cleanup": 3, "list": 3, "walk": math.inf}
 """How many deadlines, one after the other, an answer may take; one if it is not here."""
@@ -341,7 +341,7 @@ def _sweeps_come_in_time(history: History) -> Iterator[str]:
     for shard, pulses in history.pulses.items():
         for earlier, later in pairwise(pulses):
             down = sum(fault.ended - fault.began for fault in history.faults if _overlaps(fault, earlier, later))
-            if later - earlier > plan.sweep_interval * 1000 + STALL_MS + down:
+            if later - earlier > plan.sweep_interval * 1000 + STALL_MS * history.crowding + down:
                 yield f"nobody swept shard {shard} from {earlier:.0f} to {later:.0f}, {down:.0f} ms of it with a fault"
     before: dict[int, tuple[float, float]] = {}
     for clock in history.clocks:
@@ -371,7 +371,7 @@ def _answers_are_documented(history: History) -> Iterator[str]:
 def _answers_come_in_time(history: History) -> Iterator[str]:
     """A frozen or dead Redis is no excuse, only a frozen, dead or starting pod is."""
     for call in history.calls:
-        limit = history.plan.store_timeout * 1000 * STORE_CALLS.get(call.kind, 1) + ANSWER_SLACK_MS
+        limit = history.plan.store_timeout * 1000 * STORE_CALLS.get(call.kind, 1) + ANSWER_SLACK_MS * history.crowding
         silent = call.status is None
         if call.kind == "list" and silent and any(_overlaps(fault, call.began, call.ended) for fault in history.faults):
             continue  # a list that cannot be finished is cut
@@ -384,7 +384,7 @@ def _excused(history: History, call: Call) -> bool:
     return any(
         f"pod{call.pod}" in fault.hits
         and fault.began - MARGIN_MS <= call.ended
-        and call.began <= fault.ended + POD_SLACK_MS
+        and call.began <= fault.ended + POD_SLACK_MS * history.crowding
         for fault in history.faults
     )
 
@@ -405,13 +405,13 @@ def recoveries(history: History) -> Iterator[tuple[Fault, int, float]]:
             asked_for = max((call.began - fault.ended for call in answers), default=0)
             if served:
                 yield fault, pod, min(served)
-            elif asked_for > RECOVERY_MS + ANSWER_SLACK_MS:
+            elif asked_for > RECOVERY_MS + ANSWER_SLACK_MS * history.crowding:
                 yield fault, pod, math.inf
 
 
 def _service_comes_back(history: History) -> Iterator[str]:
     for fault, pod, after in recoveries(history):
-        if after > RECOVERY_MS + ANSWER_SLACK_MS:
+        if after > RECOVERY_MS + ANSWER_SLACK_MS * history.crowding:
             yield f"after {fault.kind} at {fault.began:.0f}-{fault.ended:.0f} pod{pod} did not serve for {after:.0f} ms"
 
 

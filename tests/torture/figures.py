@@ -46,6 +46,7 @@ def tell(history: History) -> Iterator[str]:
             f"99% {late[len(late) * 99 // 100]:.0f} ms, the latest {late[-1]:.0f} ms (outages included)"
         )
     back = [after for _, _, after in recoveries(history)]
+    yield f"load: up to {max((fault.load for fault in history.faults), default=0):.1f} processes per core"
     yield f"longest time without any definite answer: {_longest_silence(history):.1f} s"
     yield f"after each fault both pods served again within {max(back, default=0):.0f} ms"
 

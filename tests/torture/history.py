@@ -24,6 +24,8 @@ __all__ = ["MARGIN_MS", "Call", "Clock", "Fault", "History", "Life"]
 
 MARGIN_MS = 20
 """Clocks are read to the ms, and a call's times a little before and after it."""
+USUAL_LOAD = 3
+"""Processes per core that a run alone stays below, on two cores."""
 SETTLE_MS = 2000
 """Within so long a call that reached a pod has reached the store too, or never will: twice the store's deadline."""
 
@@ -73,13 +75,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """``hits``: pods by name, or redis. ``down``: when certainly nobody could be served."""
+    """``hits``: pods by name, or redis. ``down``: when certainly nobody could be served.
+
+    ``load``: how many processes wanted each of the machine's cores, in the minute before.
+    """
 
     kind: str
     hits: Sequence[str]
     began: float
     ended: float
     down: Sequence[float] | None = None
+    load: float = 0
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,11 @@ class History:
     @cached_property
     def tasks(self) -> dict[str, list[Life]]:
         return _by_task(self.lives.values())
+
+    @cached_property
+    def crowding(self) -> float:
+        """How many times longer than on a machine of its own a run may wait for the processor."""
+        return max([1.0, *(fault.load / USUAL_LOAD for fault in self.faults)])
 
     def named(self, call: Call) -> Life | None:
         """The session that a call names, if there ever was one."""

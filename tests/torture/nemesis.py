@@ -175,4 +175,4 @@ class Nemesis:
         began, self._down = moment().wall, None
         yield
         entry = {"kind": kind, "hits": hits, "began": began, "ended": moment().wall, "down": self._down}
-        self._journal.write(entry)
+        self._journal.write({**entry, "load": os.getloadavg()[0] / (os.cpu_count() or 1)})

@@ -274,6 +274,11 @@ def freeze_a_pod(log: Log) -> None:
     log.change("stats", status=None, lost="ReadTimeout", ended=18_000)
 
 
+def share_the_machine(log: Log) -> None:
+    log.faults[0] = replace(log.faults[0], load=9)
+    log.change("stats", ended=21_000)
+
+
 UNSURE: dict[str, Change] = {
     "a delete without an answer": lambda log: log.change("delete d", status=503, began=8800, ended=8900),
     "a cleanup without an answer": lambda log: log.change("cleanup", status=503, began=6000, ended=6100),
@@ -285,6 +290,7 @@ UNSURE: dict[str, Change] = {
         .ends_at("b", 9700)
     ),
     "a pod that is frozen": freeze_a_pod,
+    "a machine that many share": share_the_machine,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from typing import Any
 
 from redis.asyncio import Redis
@@ -57,7 +58,8 @@ async def testify(plan: Plan) -> str:
         try:
             await audit(store)
         except (AssertionError, KeyError) as error:
-            verdict = f"{type(error).__name__}: {str(error)[:600]}"
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            verdict = f"{type(error).__name__} at `{line}`: {str(error)[:300]}"
     shards = [{"events": _events(keys), "living": _living(keys)} for keys in raw]
     return json.dumps({"now": now, "audit": verdict, "shards": shards})
 
