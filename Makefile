@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test torture lint format bench
+.PHONY: help serve test torture failovers lint format bench
 
 # The first of these that is new enough, unless PYTHON names one.
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 serve: $(RUNTIME) ## start the tracker on http://localhost:3013 (options: ARGS="--port 8080")
 	@$(BIN)/tracker serve $(ARGS)
@@ -31,6 +31,9 @@ test: lint ## lint, then run the tests (some of them: ARGS="tests/store -k sweep
 
 torture: $(DEVELOPMENT) ## freeze and kill pods and Redis under load for two minutes, then judge (ARGS="--seed 7")
 	$(BIN)/python -m tests.torture $(ARGS)
+
+failovers: $(DEVELOPMENT) ## ten Sentinel failovers under load, three minutes: what was refused and lost
+	$(BIN)/python -m tests.failovers $(ARGS)
 
 lint: $(DEVELOPMENT) ## check style, format and types
 	$(BIN)/ruff check

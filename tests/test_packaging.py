@@ -28,7 +28,7 @@ from tracker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = ("help", "serve", "test", "lint", "format", "bench")
+TARGETS = ("help", "serve", "test", "torture", "failovers", "lint", "format", "bench")
 INHERITED_BY_MAKE = ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
 
 IGNORED = GitIgnoreSpec.from_lines([".git", *(ROOT / ".gitignore").read_text().splitlines()])

@@ -21,6 +21,7 @@ from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
+from tracker.store import store as store_module
 from tracker.store.connection import fault_of, translated
 from tracker.store.store import Store, open_store
 
@@ -434,6 +435,31 @@ async def test_closing_a_store_closes_its_connections(redis_server: RedisServer,
             await asyncio.gather(*(pod.stats() for _ in range(5)))
             assert await connections_of(operator, name)
         assert await connections_of(operator, name) == []
+
+
+@pytest.mark.parametrize("how", ["through the client", "through the pipe", "more than the socket takes"])
+async def test_closing_a_store_waits_for_no_deadline(
+    own_redis: RedisServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server has to be gone in ten seconds, and a call may be given sixty."""
+    calls: dict[str, Callable[[Store], Awaitable[Any]]] = {
+        "through the client": lambda pod: pod.stats(),
+        "through the pipe": lambda pod: pod.sessions.get(TASK),
+        "more than the socket takes": lambda pod: call(pod, "x" * 30_000_000),
+    }
+    monkeypatch.setattr(store_module, "CLOSING_SECONDS", 0.1)
+    async with open_store(Settings(store_url=own_redis.url, store_timeout_seconds=60)) as pod:
+        await pod.sessions.create(a_run())
+        await pod.stats()
+        own_redis.freeze()
+        waiting = asyncio.create_task(outcome(calls[how](pod)))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.1 + 10 * SLACK
+    took, result = await waiting
+    own_redis.thaw()
+    assert isinstance(result, StoreUnavailable)
+    assert took < 0.1 + 10 * SLACK
 
 
 async def test_nobody_listening_is_unavailable_in_time() -> None:

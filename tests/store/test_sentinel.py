@@ -100,26 +100,27 @@ async def test_one_sentinel_that_answers_will_do_to_connect(
 async def test_a_master_that_was_replaced_is_left_by_everybody_at_once(
     sentinels: list[ScriptedSentinel], puppets: tuple[Puppet, Puppet]
 ) -> None:
-    """The pipe, the idle ones and the busy ones; though it is alive, and holds itself to be the master."""
+    """Though it is alive, and holds itself to be the master: those who wait for it are told at once."""
     old, new = puppets
+    old.answer = say_nothing
     say(sentinels, old.port, 1)
     async with pod_on(sentinels, 10) as pod:
-        await pod.scripts.enroll()
-        old.greets.clear()
-        stuck = [asyncio.create_task(pod.scripts.command("PING")) for _ in range(3)]
-        await until(lambda: used(pod, 3))
+        stuck = [asyncio.create_task(call(pod, "stuck")) for _ in range(3)]
+
+        async def all_are_stuck() -> bool:
+            return len(old.heard) == len(stuck)
+
+        await until(all_are_stuck)
         say(sentinels, new.port, 2)
         for one in stuck:
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
                 await one
-        old.greets.set()
-        heard = len(old.heard)
         assert await call(pod, "word") == [b"word"]
-        assert (len(old.heard), len(new.heard)) == (heard, 1)
+    assert (len(old.heard), len(new.heard)) == (len(stuck), 1)
 
 
-async def used(pod: Store, count: int) -> bool:
-    return len(pool_of(pod.scripts.client)._in_use_connections) >= count
+async def say_nothing(own: list[bytes], writer: asyncio.StreamWriter) -> bytes:
+    return b""
 
 
 async def test_the_hot_path_moves_with_the_rest(
