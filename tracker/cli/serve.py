@@ -146,13 +146,8 @@ def run(settings: Settings, listener: socket.socket) -> None:
         return
     os.environ.update(settings.to_environment())
     config = uvicorn.Config("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
-    with tempfile.TemporaryDirectory(prefix="tracker-metrics-") as directory:
-        # Where workers count together. The library looks for it when it is imported, which only they do.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-        try:
-            Workers(config, sockets=[listener]).run()
-        finally:
-            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    with counting_together():
+        Workers(config, sockets=[listener]).run()
 
 
 class Workers(Multiprocess):
@@ -171,6 +166,17 @@ class Workers(Multiprocess):
                 logger.error("worker %s does not stop and is killed", worker.pid)
                 worker.process.kill()
                 worker.process.join()
+
+
+@contextmanager
+def counting_together() -> Iterator[None]:
+    """A directory in which workers count: the library of /metrics looks for it when they import it."""
+    with tempfile.TemporaryDirectory(prefix="tracker-metrics-") as directory:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 @contextmanager

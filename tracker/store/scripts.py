@@ -108,13 +108,25 @@ class Scripts:
 
     async def call(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """As ``run``, for those who tell the observer themselves."""
-        async with self.one_deadline():
+        async with self._deadline():
             await self.ensure_enrolled()
             return await self._run(name, shard, arguments)
 
     @asynccontextmanager
     async def one_deadline(self) -> AsyncIterator[None]:
         """All calls inside share one deadline, instead of having one each. Raises StoreUnavailable when it has come."""
+        bound = asyncio.timeout(self.timeout)
+        try:
+            with translated():
+                async with bound:
+                    yield
+        except StoreUnavailable as error:
+            if bound.expired():
+                self.observer.failed(error)  # the call inside was cancelled, and knows of no error
+            raise
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
         with translated():
             async with asyncio.timeout(self.timeout):
                 yield
@@ -122,7 +134,7 @@ class Scripts:
     async def enroll(self) -> list[list[bytes]]:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
         with self.observer.watching("enroll"):
-            async with self.one_deadline():
+            async with self._deadline():
                 return await self._enroll()
 
     async def ensure_enrolled(self) -> None:
@@ -150,7 +162,7 @@ class Scripts:
     async def command(self, *words: Argument) -> Any:
         """The reply to a plain command, within the same deadline and with the same errors."""
         with self.observer.watching(str(words[0]).lower()):
-            async with self.one_deadline():
+            async with self._deadline():
                 await self.ensure_enrolled()
                 return await self._execute(words, _is_something)
 

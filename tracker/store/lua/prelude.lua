@@ -32,6 +32,7 @@ end
 
 -- Whether a moment is there and less than so long (ms) ago. One that lies ahead is not: the clock was set back.
 local function recent(moment, age) return moment and moment <= now and now - moment < age end
+
 -- The end (ms) of the hold that keeps the cutoff back now; '' where none does.
 local function hold_in_force()
   return cutoff < now and held and cutoff == held and hold_end and ms(hold_end) or ''
