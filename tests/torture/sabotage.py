@@ -51,7 +51,7 @@ SABOTAGES: dict[str, Sabotage] = {
         "I1",
         "heartbeats leave the deadline index to the sweep, which ends what is due by it without a look at the hash",
         (
-            Edit(PRELUDE, "  redis.call('ZADD', DEADLINES, ms(due), id)\n", ""),
+            Edit(PRELUDE, "  redis.call('ZADD', DEADLINES, due_text, id)\n", ""),
             Edit(SWEEP, "elseif tonumber(due) > cutoff then", "elseif false then"),
         ),
     ),
@@ -91,7 +91,13 @@ SABOTAGES: dict[str, Sabotage] = {
     "rash-cleanup": Sabotage(
         "I5",
         "a cleanup by age looks at nobody's age",
-        (Edit("store/lua/cleanup.lua", "    fits = fits and age >= tonumber(ARGV[9])\n", "    fits = true\n"),),
+        (
+            Edit(
+                "store/lua/cleanup.lua",
+                "    fits = fits and math.max(age, 0) >= tonumber(ARGV[9])\n",
+                "    fits = true\n",
+            ),
+        ),
     ),
     "miscount": Sabotage(
         "I6",
@@ -118,7 +124,7 @@ SABOTAGES: dict[str, Sabotage] = {
         "after an outage the cutoff is now",
         (
             Edit(PRELUDE, "cutoff = pulse end", "cutoff = now end"),
-            Edit(PRELUDE, "cutoff = held end", "cutoff = now end"),
+            Edit(PRELUDE, "cutoff = math.min(cutoff, held) end", "cutoff = now end"),
         ),
     ),
     "mix-up": Sabotage(
