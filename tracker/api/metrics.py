@@ -21,6 +21,7 @@ from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     Metric,
     ProcessCollector,
@@ -34,7 +35,7 @@ from prometheus_client.registry import Collector
 from tracker import __version__
 from tracker.errors import SchemaMismatch, StoreError, StoreFault
 from tracker.store.keys import SCHEMA_VERSION
-from tracker.store.observer import Observer
+from tracker.store.observer import Observer, Slip
 from tracker.store.stats import Gauges
 from tracker.store.store import Store
 
@@ -129,6 +130,19 @@ class Metrics(Observer):
             "outcome",
         )
         self._deliveries = {outcome: deliveries.labels(outcome) for outcome in ("told", "later", "parked")}
+        self._readers = Gauge(
+            "tracker_feed_readers",
+            "Readers of the change feed: streams, and pages that wait.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        slips = self._counter(
+            "tracker_feed_slips",
+            "Readers of the change feed whose place was gone (reset), who fell behind and caught up by pages (lagged), "
+            "who were too many (refused).",
+            "how",
+        )
+        self._slips = {how: slips.labels(how) for how in ("reset", "lagged", "refused")}
         self._tallies: dict[tuple[str, str, int], _Tally] = {}
         self._flushing: asyncio.TimerHandle | None = None
         self._calls: dict[str, _Call] = {}
@@ -184,6 +198,12 @@ class Metrics(Observer):
     def swept(self, ended: int) -> None:
         self._sweeps.inc()
         self._swept.inc(ended)
+
+    def followed(self, readers: int) -> None:
+        self._readers.set(readers)
+
+    def slipped(self, how: Slip) -> None:
+        self._slips[how].inc()
 
     def flush(self) -> None:
         """Makes metrics of the tallies. To be called at the end as well: what a worker counted outlives it."""

@@ -46,6 +46,7 @@ class Hub:
 
     def __init__(self, settings: Settings, scripts: Scripts, feed: Feed) -> None:
         self.feed = feed
+        self.observer = scripts.observer
         self.resets = 0
         self.lagged = 0
         self.refused = 0
@@ -73,15 +74,18 @@ class Hub:
         """A reader of what fits the query's filters. Raises TooManyReaders."""
         if len(self._readers) >= self._settings.max_streams:
             self.refused += 1
+            self.observer.slipped("refused")
             raise TooManyReaders("Too many readers of the change feed: try again, or another server")
         reader = Reader(self, query, ended=self._stopped)
         self._readers.add(reader)
+        self.observer.followed(len(self._readers))
         if self._task is None and not self._stopped:
             self._task = asyncio.get_running_loop().create_task(self._run())
         try:
             yield reader
         finally:
             self._readers.remove(reader)
+            self.observer.followed(len(self._readers))
             if not self._readers:
                 self._rest()
 
@@ -251,7 +255,9 @@ class Reader:
         for change in changes:
             if change.fits(self._query):
                 if len(self._queue) == QUEUE:
-                    self._hub.lagged += self._caught_up
+                    if self._caught_up:
+                        self._hub.lagged += 1
+                        self._hub.observer.slipped("lagged")
                     self.deafen()
                     return
                 self._queue.append(change)
@@ -274,6 +280,7 @@ class Reader:
             found, complete = await self._hub.feed.scan(self._positions, self._query, limit)
         except PositionLost as error:
             self._hub.resets += 1
+            self._hub.observer.slipped("reset")
             self._positions = self._hub.feed.parse(error.onward)
             raise
         self._caught_up = complete

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from tracker.errors import StoreError
 
-__all__ = ["Observer", "Trace"]
+__all__ = ["Observer", "Slip", "Trace"]
+
+Slip = Literal["reset", "lagged", "refused"]
 
 Trace = Callable[[str], AbstractContextManager[object]]
 """Takes the name of a call; what it gives is held around one caller's wait for it, in that caller's context."""
@@ -39,6 +41,14 @@ class Observer:
 
     def swept(self, ended: int) -> None:
         """A shard was swept, and so many sessions of it were ended."""
+
+    def followed(self, readers: int) -> None:
+        """So many readers follow the change feed now."""
+
+    def slipped(self, how: Slip) -> None:
+        """A reader of the change feed: ``reset``, for its place is gone; ``lagged``, so that it catches up by pages; or
+        ``refused``, as there are too many.
+        """
 
     @contextmanager
     def watching(self, call: str) -> Iterator[None]:
