@@ -127,4 +127,5 @@ async def dashboard(context: BrowserContext, server: str) -> AsyncIterator[Dashb
     """Not opened yet. At the end nothing may have gone wrong on it."""
     dashboard = Dashboard(await context.new_page(), server)
     yield dashboard
+    await dashboard.page.close()  # or the server waits for its stream to end
     assert dashboard.problems == []
