@@ -42,7 +42,8 @@ from tracker.store.store import open_store
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 """The same, for much longer and with other examples each time."""
-EXAMPLES, STEPS = (1000, 100) if LONG else (60, 50)
+EXAMPLES = {"memory": 600, "redis": 600} if LONG else {"memory": 15, "redis": 30}
+STEPS = 100 if LONG else 50
 
 # Deadlines are off by 50 s, outages by 300 s each, ages in minutes by 20 s from all that may be compared with them.
 DEFAULT_TTL = 2550
@@ -430,14 +431,14 @@ class Fleet(RuleBasedStateMachine):
 
 @pytest.mark.timeout(7200 if LONG else 240)
 @pytest.mark.parametrize("shards", [1, 3])
-def test_whatever_comes_store_and_model_agree(settings: Settings) -> None:
+def test_whatever_comes_store_and_model_agree(settings: Settings, backend: str) -> None:
     class FleetHere(Fleet):
         pod_settings = settings.model_copy(update={"ttl_seconds": DEFAULT_TTL, "grace_seconds": 604_800})
 
     run_state_machine_as_test(
         FleetHere,
         settings=hypothesis_settings(
-            max_examples=EXAMPLES,
+            max_examples=EXAMPLES[backend],
             stateful_step_count=STEPS,
             derandomize=not LONG,
             database=None,

@@ -51,6 +51,7 @@ class Sweeper:
         self._pulse_interval = max(PULSE_SECONDS, len(scripts.shards) / PULSES_PER_SECOND)
         self._longest_hold = round(settings.ttl_seconds * 1000)
         self._reachable = True
+        self._held_until = 0
         self._lanes = asyncio.Semaphore(LANES)
         self._spare_siblings = settings.agent_cleanup == "expired"
 
@@ -62,7 +63,7 @@ class Sweeper:
         )
 
     async def pulse(self) -> None:
-        """Says that a pod is there to take heartbeats. After an outage this begins the hold, and logs it."""
+        """Says that a pod is there to take heartbeats. After an outage this begins the hold; each pod logs it once."""
         await self._pulse_all(skip_if_younger_ms=0)
 
     async def sweep(self) -> int:
@@ -115,11 +116,13 @@ class Sweeper:
             self._batch("pulse", shard, skip_if_younger_ms, patience, self._longest_hold)
             for shard in self._scripts.shards
         )
-        if outages := [(int(hold), int(outage)) for hold, outage in replies if outage]:
+        # Not only whoever began the hold tells of it: its reply may have come too late, as from a store that froze.
+        holds = [tuple(map(int, reply)) for reply in replies if reply[0]]
+        if holds and max(holds)[0] > self._held_until:
+            self._held_until, began, ended = max(holds)
             logger.warning(
-                "an outage: no pod had a store for %.1f s. Nobody who was alive then expires before %s",
-                max(outage for _, outage in outages) / 1000,
-                timestamp(max(hold for hold, _ in outages)),
+                "there was an outage from %s to %s: nobody who was alive then expires before %s",
+                *map(timestamp, (began, ended, self._held_until)),
             )
 
     async def _sweep_all(self, skip_if_younger_ms: int) -> int:
