@@ -50,7 +50,7 @@ async def test_a_store_in_use_passes_every_check_but_that_of_persistence(store: 
         "reachable": "good",
         "layout": "good",
         "clock": "good",
-        "sweeps": "good",
+        "pulse": "good",
         "version": "good",
         "eviction": "good",
         "persistence": "problem",
@@ -89,15 +89,15 @@ async def test_another_layout_is_told_and_not_looked_into(store: Store, settings
     assert examination.agreement is None
 
 
-async def test_sweeps_that_stay_away_are_a_problem_and_a_hold_a_note(store: Store) -> None:
+async def test_a_pulse_that_stays_away_is_a_problem_and_a_hold_a_note(store: Store) -> None:
     await store.sessions.create(a_run())
-    assert "nobody has ever swept" in text_of(await look(store), "sweeps")
+    assert "there never was one" in text_of(await look(store), "pulse")
     await store.sweeper.sweep()
     await outage(store, 200)
     examination = await look(store)
-    assert (states(examination)["sweeps"], text_of(examination, "sweeps")[:20]) == ("problem", "the last was 200 s a")
+    assert (states(examination)["pulse"], text_of(examination, "pulse")[:20]) == ("problem", "the last was 200 s a")
     await store.sweeper.sweep()
-    assert states(await look(store))["sweeps"] == "note"
+    assert states(await look(store))["pulse"] == "note"
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ CLOCK_SECONDS = 2
 """How far the store's clock may be from this machine's: whoever compares expiresAt with his own would be misled."""
 MEMORY_SHARE = 0.85
 """How full the memory may be."""
-SWEEP_SECONDS = 180
-"""How old the last sweep may be: three of the longest intervals that can be set."""
+PULSE_SECONDS = 60
+"""How old the last pulse may be. It comes each second, with very many shards somewhat less often."""
 TOPICS = ("version", "eviction", "persistence", "memory", "set-up")
 
 State = Literal["good", "note", "problem"]
@@ -62,7 +62,7 @@ async def examine(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] =
         Check("reachable", "good", f"answers in {(ended - began) * 1000:.1f} ms"),
         layout,
         _clock(int(replies[0][3]) / 1000, began, ended),
-        _sweeps(replies),
+        _pulse(replies),
         *_server(await read_info(scripts)),
     ]
     return Examination(checks, await agreement(scripts, mend=mend, tell=tell))
@@ -99,17 +99,17 @@ def _clock(store: float, began: float, ended: float) -> Check:
     return Check("clock", "problem", text)
 
 
-def _sweeps(replies: list[list[bytes]]) -> Check:
+def _pulse(replies: list[list[bytes]]) -> Check:
     holds = [int(reply[2]) for reply in replies if reply[2]]
     ages = [int(reply[4]) / 1000 if reply[4] else None for reply in replies]
     if holds:
-        return Check("sweeps", "note", f"after an outage no session expires until {timestamp(max(holds))}")
+        return Check("pulse", "note", f"after an outage no session expires until {timestamp(max(holds))}")
     if None in ages:
-        return Check("sweeps", "problem", "nobody has ever swept: is a server running?")
+        return Check("pulse", "problem", "there never was one: is a server running?")
     oldest = max(age for age in ages if age is not None)
-    if oldest > SWEEP_SECONDS:
-        return Check("sweeps", "problem", f"the last was {oldest:.0f} s ago: is a server running?")
-    return Check("sweeps", "good", f"the last was {oldest:.1f} s ago")
+    if oldest > PULSE_SECONDS:
+        return Check("pulse", "problem", f"the last was {oldest:.0f} s ago: is a server running?")
+    return Check("pulse", "good", f"the last was {oldest:.1f} s ago")
 
 
 def _server(info: Mapping[str, Any]) -> list[Check]:
