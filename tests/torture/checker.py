@@ -321,14 +321,14 @@ def _the_dead_leave_at_their_deadline(history: History) -> Iterator[str]:
 
 
 def _ends_come_with_the_next_sweep(history: History) -> Iterator[str]:
-    """I11: by the pulses that the witness saw. What was due at a sweep has ended with it."""
+    """I11: by the sweeps that the witness saw. What was due at a sweep has ended with it."""
     living = {name for shard in history.shards for name in shard["living"]}
     for life in history.lives.values():
         if life.reason != "expired" and life.id not in living:
             continue
         due = history.greatest_deadline(life, min(life.ended, history.now))
-        pulses = history.pulses.get(life.shard, [])
-        later = pulses[bisect.bisect_right(pulses, due + MARGIN_MS) :]
+        sweeps = history.sweeps.get(life.shard, [])
+        later = sweeps[bisect.bisect_right(sweeps, due + MARGIN_MS) :]
         if len(later) >= SWEEPS_TO_END:
             limit = later[SWEEPS_TO_END - 1] + history.plan.store_timeout * 1000
             if min(life.ended, history.now) > limit:
@@ -336,13 +336,14 @@ def _ends_come_with_the_next_sweep(history: History) -> Iterator[str]:
 
 
 def _sweeps_come_in_time(history: History) -> Iterator[str]:
-    """I11: while a pod and Redis were up somebody swept; and holds follow from outages, and are no longer than they."""
+    """I11: while a pod and Redis were up there were sweeps and pulses; and holds are no longer than their outages."""
     plan = history.plan
-    for shard, pulses in history.pulses.items():
-        for earlier, later in pairwise(pulses):
+    for shard, moments in [*history.sweeps.items(), *history.pulses.items()]:
+        for earlier, later in pairwise([*moments, history.now]):
             down = sum(fault.ended - fault.began for fault in history.faults if _overlaps(fault, earlier, later))
             if later - earlier > plan.sweep_interval * 1000 + STALL_MS * history.crowding + down:
-                yield f"nobody swept shard {shard} from {earlier:.0f} to {later:.0f}, {down:.0f} ms of it with a fault"
+                span = f"from {earlier:.0f} to {later:.0f}, {down:.0f} ms of it with a fault"
+                yield f"shard {shard} had no sweep, or no pulse, {span}"
     before: dict[int, tuple[float, float]] = {}
     for clock in history.clocks:
         pulse, hold_end = before.get(clock.shard, (0.0, 0.0))
@@ -350,7 +351,7 @@ def _sweeps_come_in_time(history: History) -> Iterator[str]:
             gap = clock.pulse - pulse
             longest = clock.pulse + max(gap, hold_end - pulse)
             if gap <= plan.patience * 1000 or clock.hold_end > longest + MARGIN_MS:
-                yield f"after {gap:.0f} ms without a sweep shard {clock.shard} is held until {clock.hold_end:.0f}"
+                yield f"after {gap:.0f} ms without a pulse shard {clock.shard} is held until {clock.hold_end:.0f}"
         before[clock.shard] = (clock.pulse, clock.hold_end or 0)
 
 

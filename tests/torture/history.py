@@ -96,6 +96,7 @@ class Clock:
     pulse: float
     held: float | None = None
     hold_end: float | None = None
+    swept: float | None = None
 
 
 @dataclass(eq=False)
@@ -235,6 +236,14 @@ class History:
         for clock in self.clocks:
             pulses[clock.shard].add(clock.pulse)
         return {shard: sorted(found) for shard, found in pulses.items()}
+
+    @cached_property
+    def sweeps(self) -> dict[int, list[float]]:
+        sweeps: defaultdict[int, set[float]] = defaultdict(set)
+        for clock in self.clocks:
+            if clock.swept is not None:
+                sweeps[clock.shard].add(clock.swept)
+        return {shard: sorted(found) for shard, found in sweeps.items()}
 
     def greatest_deadline(self, life: Life, moment: float, but: Call | None = None) -> float:
         """The latest that a session can have lived to, by all that may have happened by then, but for one call."""

@@ -26,7 +26,7 @@ class Plan:
     """The default, and so the longest hold: longer than any outage that the nemesis makes."""
     sweep_interval: float = 1
     patience: float = 3
-    """Three intervals, but at least so long: see ``tracker/store/sweeper.py``."""
+    """Three pulses: see ``tracker/store/sweeper.py``."""
     store_timeout: float = 1
     call_timeout: float = 6
     """When clients give up: later than a pod may answer, or a late answer would look like a lost one."""

@@ -36,7 +36,9 @@ class Log:
         self.audit = ""
         self.faults = [Fault("freeze redis", ["redis"], 19_990, 25_010, [20_000, 25_000])]
         pulses = [*range(600, 20_000, 1000), *range(25_100, 40_000, 1000)]
-        self.clocks = [Clock(0, pulse, *((19_600, 30_600) if pulse > 20_000 else ())) for pulse in pulses]
+        self.clocks = [
+            Clock(0, at, 19_600, 30_600, swept=at) if at > 20_000 else Clock(0, at, swept=at) for at in pulses
+        ]
         self.sessions = {
             name: {"id": name, "agent": agent, "task": task, "tag": name, "ttl": ttl, "due": 0}
             for name, agent, task, ttl in [
@@ -240,7 +242,8 @@ WRONG: dict[str, tuple[str, Change]] = {
     ),
     "an end comes late": ("I11", lambda log: log.ends_at("b", 9700)),
     "a dead session stays for ever": ("I11", lambda log: log.lives_on("f", 35_005)),
-    "nobody sweeps": ("I11", lambda log: log.clocks.__delitem__(slice(6, 20))),
+    "nobody sweeps": ("I11", lambda log: setattr(log, "clocks", [replace(one, swept=600) for one in log.clocks])),
+    "nobody pulses": ("I11", lambda log: log.clocks.__delitem__(slice(6, 20))),
     "a hold comes from nowhere": ("I11", lambda log: log.clocks.insert(11, Clock(0, 10_650, 9600, 16_000))),
     "a hold is too long": (
         "I11",

@@ -23,11 +23,11 @@ from tracker.store.store import open_store
 __all__ = ["testify", "watch_clocks"]
 
 LOOK_SECONDS = 0.1
-FIELDS = ("pulse", "held", "hold_end")
+FIELDS = ("pulse", "held", "hold_end", "swept")
 
 
 async def watch_clocks(plan: Plan, journal: Journal) -> None:
-    """Notes each shard's pulse and hold whenever they change, until cancelled."""
+    """Notes each shard's pulse, hold and latest sweep whenever they change, until cancelled."""
     shards = [Shard(plan.namespace, number) for number in range(plan.shards)]
     known: dict[int, list[int | None]] = {}
     async with Redis.from_url(
