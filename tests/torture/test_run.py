@@ -63,5 +63,8 @@ def test_an_interrupted_run_leaves_no_process_behind(redis_server: RedisServer, 
             _, said = run.communicate(timeout=PATIENCE_SECONDS)
         finally:
             run.kill()
-    assert (run.returncode, said) == (130, b"interrupted: nothing judged\n")
+    assert run.returncode == 130
+    # Before Python 3.12 asyncio may add a line on a process that ended with the loop.
+    assert said.startswith(b"interrupted: nothing judged\n")
+    assert b"Traceback" not in said
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
