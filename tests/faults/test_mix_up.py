@@ -193,6 +193,7 @@ async def test_nobody_gets_anothers_answer_and_nothing_stays_behind(
                 shards=2,
                 store_timeout_seconds=0.25,
                 sweep_interval_seconds=0.5,
+                access_log="off",  # whether lines are kept, and so take memory, depends on the tests before
             )
             app = create_app(settings)
             async with app.router.lifespan_context(app) as state:

@@ -180,6 +180,7 @@ async def test_two_live_sessions_of_a_task_are_told_and_both_live_on(store: Stor
     assert await store.sessions.heartbeat(Target.id(second))
 
 
+@pytest.mark.settings(feed_length=10_000_000)  # the audit reads all of it
 @pytest.mark.parametrize("shards", [1, 4])
 async def test_among_callers_at_work_nothing_is_reported_and_no_session_harmed(
     store: Store, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import shlex
 import signal
@@ -52,6 +53,7 @@ def run(
     Signals are passed on to the command, and its exit status becomes ours (128 and the number of the signal that ended
     it; 127 not found, 126 not executable). A tracker that is away does not keep the command from running.
     """
+    logging.getLogger("tracker.client").addHandler(logging.NullHandler())  # what matters of it is told below
     about = shlex.join(command)[:DESCRIPTION_LENGTH] if description is None else description
     with (
         failing(url),

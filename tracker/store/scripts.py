@@ -94,7 +94,6 @@ class Scripts:
         self._enrolling = asyncio.Lock()
         self._embedded = settings.in_memory
         self._pipes: list[Pipe] = []
-        self._stale = False
         self._left = -LEAVE_SECONDS
 
     async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
@@ -181,12 +180,14 @@ class Scripts:
     def leave(self) -> None:
         """Leaves a server that only reads, for it was a master once: where it is reached there may be another by now.
 
-        Calls under way get their replies. Once a second at most, should there be no other.
+        What is under way in a pipe gets its reply. Once a second at most, should there be no other.
         """
         now = asyncio.get_running_loop().time()
         if now - self._left >= LEAVE_SECONDS:
             self._left = now
-            self._stale = True
+            kept = {pipe.connection for pipe in self._pipes}
+            pool = self.client.connection_pool
+            cut([one for one in (*pool._available_connections, *pool._in_use_connections) if one not in kept])
             for pipe in self._pipes:
                 pipe.retire("the store became read-only")
 
@@ -233,11 +234,6 @@ class Scripts:
     async def _execute(self, words: Sequence[Argument], fits: Callable[[Any], bool]) -> Any:
         """The reply to a command. If it cannot be the true one, that may still come: nobody gets that connection."""
         pool = self.client.connection_pool
-        if self._stale:
-            self._stale = False
-            # Not the pool's own disconnect, which waits for each, and meanwhile hands them out.
-            for idle in pool._available_connections:
-                await idle.disconnect(nowait=True)
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         trusted = False
         try:
