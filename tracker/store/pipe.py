@@ -44,11 +44,6 @@ class Pipe:
     def ready(self) -> bool:
         return self._line is not None and self._line.open and not self._line.retiring
 
-    @property
-    def connection(self) -> AbstractConnection | None:
-        """The pool's connection that it has taken over."""
-        return self._connection
-
     async def open(self) -> None:
         """Connects if need be. Raises StoreUnavailable."""
         async with self._opening:

@@ -180,14 +180,12 @@ class Scripts:
     def leave(self) -> None:
         """Leaves a server that only reads, for it was a master once: where it is reached there may be another by now.
 
-        What is under way in a pipe gets its reply. Once a second at most, should there be no other.
+        What is under way gets its reply. Once a second at most, should there be no other.
         """
         now = asyncio.get_running_loop().time()
         if now - self._left >= LEAVE_SECONDS:
             self._left = now
-            kept = {pipe.connection for pipe in self._pipes}
-            pool = self.client.connection_pool
-            cut([one for one in (*pool._available_connections, *pool._in_use_connections) if one not in kept])
+            cut(self.client.connection_pool._available_connections)
             for pipe in self._pipes:
                 pipe.retire("the store became read-only")
 
@@ -235,7 +233,7 @@ class Scripts:
         """The reply to a command. If it cannot be the true one, that may still come: nobody gets that connection."""
         pool = self.client.connection_pool
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        trusted = False
+        left, trusted = self._left, False
         try:
             await connection.send_command(*words)
             reply = await self.client.parse_response(connection, words[0])  # type: ignore[arg-type]
@@ -248,7 +246,7 @@ class Scripts:
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise StoreUnavailable(NO_REPLY) from error  # the driver could make nothing of it
         finally:
-            if not trusted:
+            if not trusted or left != self._left:
                 await connection.disconnect(nowait=True)
             await pool.release(connection)
         if not trusted:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tracker.errors import StoreError, StoreFault
 from tracker.models import Cleanup
 from tracker.settings import Settings
-from tracker.store.connection import fault_of, translated
+from tracker.store.connection import translated
 from tracker.store.keys import Shard
 from tracker.store.scripts import Argument, Scripts, together
 from tracker.store.snapshot import timestamp
@@ -82,7 +82,7 @@ class Sweeper:
             return await self.sweep()
         swept = await self.sweep() if request.max_age_minutes is not None and not request.agent_id else 0
         walked = await together(self._walk(shard, request) for shard in self._scripts.shards)
-        _raise_for([shard for shard in walked if shard.failed])
+        self._raise_for([shard for shard in walked if shard.failed])
         return swept + sum(shard.ended for shard in walked)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], interval: float) -> None:
@@ -130,7 +130,7 @@ class Sweeper:
         ended = sum(shard.ended for shard in swept)
         if ended:
             logger.info("swept %d expired sessions", ended)
-        _raise_for([shard for shard in swept if shard.failed])
+        self._raise_for([shard for shard in swept if shard.failed])
         return ended
 
     async def _sweep(self, shard: Shard, skip_if_younger_ms: int) -> _Swept:
@@ -179,9 +179,8 @@ class Sweeper:
                 return _Swept(ended, failed, why)
             place = (started, session_id)
 
-
-def _raise_for(failures: list[_Swept]) -> None:
-    if failures:
-        count = sum(shard.failed for shard in failures)
-        kind = type(fault_of(failures[0].why))
-        raise kind(f"{count} sessions could not be ended: {failures[0].why}")
+    def _raise_for(self, failures: list[_Swept]) -> None:
+        if failures:
+            count = sum(shard.failed for shard in failures)
+            kind = type(self._scripts.refused(failures[0].why))
+            raise kind(f"{count} sessions could not be ended: {failures[0].why}")
