@@ -27,8 +27,8 @@ STARTED = FIELDS.index("started")
 DUE = FIELDS.index("due")
 WINDOW = 4000
 """Ids asked for at once: some 1 ms of Redis's time."""
-REACH = 1000
-"""Least of them looked at at once where a filter may pass over many: some 7 ms of Redis's time."""
+REACH = 600
+"""Ids looked at at once where each hash must be asked whether it fits: some 4 ms of Redis's time."""
 
 Place = tuple[int, bytes]
 """Where a session stands: (started in ms, id)."""
@@ -52,12 +52,10 @@ class Listing:
 
     async def page(self, query: ListSessions, limit: int) -> tuple[list[bytes], str | None]:
         """At most ``limit`` sessions, and the cursor of the next page; None at the end."""
-        filtered = query.trigger_type or query.runner_session_id or query.runtime_instance_id
-        window = max(limit + 1, REACH) if filtered else limit + 1
         found: list[Entry] = []
         # Looking through many for few may well take longer.
-        bound = nullcontext() if filtered else self._scripts.one_deadline()
-        async with bound, aclosing(self._walk(query, window)) as walk:
+        bound = nullcontext() if _matches(query) else self._scripts.one_deadline()
+        async with bound, aclosing(self._walk(query, limit + 1)) as walk:
             async for chunk in walk:
                 found += chunk
                 if len(found) > limit:
@@ -109,6 +107,16 @@ def _fits(session: Session, query: ListSessions) -> bool:
     )
 
 
+def _matches(query: ListSessions) -> tuple[str, ...]:
+    """Field, value, ... that hashes must have: what no index knows."""
+    filters = (
+        ("trigger", query.trigger_type),
+        ("runner", query.runner_session_id),
+        ("runtime", query.runtime_instance_id),
+    )
+    return tuple(part for field, value in filters if value for part in (field, value))
+
+
 def _parse(cursor: str) -> Place:
     started, _, session_id = cursor.partition("_")
     return int(started), session_id.encode()
@@ -146,14 +154,9 @@ class _ShardWalk:
         self._hashes = hashes
         self._shard = shard
         self._agent = query.agent_id or ""
-        filters = (
-            ("trigger", query.trigger_type),
-            ("runner", query.runner_session_id),
-            ("runtime", query.runtime_instance_id),
-        )
-        self._matches = tuple(part for field, value in filters if value for part in (field, value))
+        self._matches = _matches(query)
         self._below = below
-        self._size = window
+        self._size = REACH if self._matches else window
         self._window: asyncio.Task[_Window] | None = None
         self._ids: list[bytes] = []
         self._cutoff = 0
