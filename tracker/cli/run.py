@@ -56,6 +56,7 @@ def run(
     logging.getLogger("tracker.client").addHandler(logging.NullHandler())  # what matters of it is told below
     about = shlex.join(command)[:DESCRIPTION_LENGTH] if description is None else description
     with (
+        _passing_signals() as started,
         failing(url),
         TrackerClient(url, api_key=key()) as client,
         client.track(
@@ -74,8 +75,8 @@ def run(
             give_up(f"{command[0]}: command not found", NOT_FOUND)
         except OSError as error:
             give_up(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
-        with _passing_signals_to(process):
-            status = _wait(process, tracked, stop)
+        started.append(process)
+        status = _wait(process, tracked, stop)
     raise typer.Exit(status if status >= 0 else 128 - status)
 
 
@@ -102,16 +103,22 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Passes on what is sent to us. What is typed on a terminal reaches the command by itself."""
+def _passing_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Passes on what is sent to us to the command, once it is in the list; before that a signal ends us in order.
+
+    What is typed on a terminal reaches the command by itself.
+    """
+    started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if not started:
+            raise SystemExit(128 + number)
         if not (number in FROM_KEYBOARD and _in_foreground()):
-            process.send_signal(number)
+            started[0].send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        yield
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
