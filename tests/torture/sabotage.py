@@ -105,7 +105,7 @@ SABOTAGES: dict[str, Sabotage] = {
         (Edit("store/lua/cleanup.lua", "ms(last_started), ms(ended)", "ms(last_started), ms(#ids / 2)"),),
     ),
     "revival": Sabotage(
-        "I7",
+        "I11",
         "a heartbeat renews whatever has not been swept yet",
         (Edit(PRELUDE, "if values[1] and tonumber(values[1]) > cutoff then return", "if values[1] then return"),),
     ),
