@@ -157,9 +157,11 @@ async function backfill() {
   filled = true;
   try {
     const { events } = await server.call("GET", "/events", { query: { last: BACKFILL } });
-    const known = new Set(fleet.events.map((event) => event.id));
+    // Not by their ids: with several shards these also tell where a reader is in the others.
+    const change = (event) => `${event.session.id} ${event.type} ${event.at}`;
+    const known = new Set(fleet.events.map(change));
     const from = events.length < BACKFILL ? -Infinity : Date.parse(events[0].at);
-    fleet.backfill(events.filter((event) => !known.has(event.id)), from);
+    fleet.backfill(events.filter((event) => !known.has(change(event))), from);
   } catch {
     filled = false; // with the next stream
   }
