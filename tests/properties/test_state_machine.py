@@ -42,7 +42,7 @@ from tracker.store.store import open_store
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 """The same, for much longer and with other examples each time."""
-EXAMPLES = {"memory": 600, "redis": 600} if LONG else {"memory": 15, "redis": 30}
+EXAMPLES = {"memory": 300, "redis": 300} if LONG else {"memory": 20, "redis": 40}
 STEPS = 100 if LONG else 50
 
 # Deadlines are off by 50 s, outages by 300 s each, ages in minutes by 20 s from all that may be compared with them.
@@ -241,6 +241,7 @@ class Fleet(RuleBasedStateMachine):
         self.run(clockwork.advance(self.store, seconds))
         self.model.advance(seconds)
 
+    @precondition(lambda self: self.model.promises)
     @rule()
     def a_day_passes(self) -> None:
         """Somebody has swept before: nobody stays unswept for longer than Redis keeps it."""
@@ -255,14 +256,23 @@ class Fleet(RuleBasedStateMachine):
         self.run(clockwork.outage(self.store, seconds))
         self.model.outage(seconds)
 
-    @precondition(lambda self: self.model.pulse is not None)
-    @rule(hard=st.lists(st.tuples(st.sampled_from(OUTAGES), st.sampled_from([0, *PASSES])), min_size=1, max_size=4))
-    def hard_times(self, hard: list[tuple[int, int]]) -> None:
-        """Outage upon outage, some of them within the hold of another."""
+    @rule(
+        request=creates,
+        hard=st.lists(
+            st.tuples(st.sampled_from([300, 4300]), st.sampled_from([0, 1000, 3000])), min_size=1, max_size=4
+        ),
+        minutes=st.sampled_from([None, *MINUTES[1:]]),
+    )
+    def hard_times(self, request: CreateSession, hard: list[tuple[int, int]], minutes: int | None) -> None:
+        """Somebody starts, and then comes outage upon outage, some of them within the hold of another."""
+        self.sweep()
+        self.create(request)
         for dark, light in hard:
-            self.sweep()
             self.an_outage(dark)
             self.both_list_the_same()
+            self.sweep()
+            if minutes is not None:
+                self.cleanup(None, None, minutes)
             self.time_passes(light)
             self.both_list_the_same()
 
