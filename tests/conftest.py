@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -84,3 +85,14 @@ def open_pod(settings: Settings, store: Store) -> OpenPod:
         return open_store(pod_settings, store.scripts.client if settings.in_memory else None)
 
     return opened
+
+
+@pytest.fixture
+async def complaints() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the event loop complains of during the test. All tests share the loop: the next complains for itself."""
+    loop = asyncio.get_running_loop()
+    heard: list[dict[str, Any]] = []
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: heard.append(context))
+    yield heard
+    loop.set_exception_handler(before)

@@ -177,11 +177,12 @@ async def connections(store: Store, proxy: FaultProxy, operator: Redis, name: st
 
 
 async def test_nobody_gets_anothers_answer_and_nothing_stays_behind(
-    redis_server: RedisServer, namespace: str, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer,
+    namespace: str,
+    caplog: pytest.LogCaptureFixture,
+    complaints: list[dict[str, Any]],
 ) -> None:
     caplog.set_level(logging.ERROR, "tracker.api")  # pytest keeps what is logged, and with it each error's frames
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     with seeded() as chance:
         async with (
             running_proxy(redis_server.port, chance) as proxy,

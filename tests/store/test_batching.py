@@ -190,8 +190,6 @@ async def test_a_carrier_that_cannot_take_off_fails_its_passengers_and_not_the_n
     def breaks(operations: list[Operation], landing: Callable[[list[Reply] | StoreError], None]) -> None:
         raise TypeError("no operation")
 
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: None)
     line.carry = breaks  # type: ignore[method-assign]
     (broken,) = line.submit("a")
     await settle()
