@@ -6,6 +6,7 @@ stays where it was: the feed (its ids are positions) and the time inside session
 
 from __future__ import annotations
 
+from tests.raw import client_of
 from tracker.store.store import Store
 
 __all__ = ["advance", "outage"]
@@ -59,7 +60,9 @@ async def _shift(store: Store, seconds: float, what: str) -> bool:
     """Whether each shard has a pulse."""
     # No deadline: a test may move thousands of sessions.
     pulses = [
-        await store.scripts.client.eval(SHIFT, 0, shard.prefix, round(seconds * 1000), what)
+        await (await client_of(store, shard.number)).eval(
+            SHIFT, 1, shard.declared[0], shard.prefix, round(seconds * 1000), what
+        )
         for shard in store.scripts.shards
     ]
     return all(pulses)

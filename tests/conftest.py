@@ -1,4 +1,4 @@
-"""What all tests share: both backends, a namespace of one's own, and pods to open on them."""
+"""What all tests share: the backends, a namespace of one's own, and pods to open on them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.redis_cluster import RedisCluster, running_cluster
 from tests.redis_server import RedisServer, running_redis
 from tracker.settings import Settings
 from tracker.store.store import Store, open_store
+
+SERVERS = {"redis": "server", "cluster": "cluster"}
 
 OpenPod = Callable[..., AbstractAsyncContextManager[Store]]
 
@@ -33,7 +36,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """The cluster that tests share, each in its namespace; those that harm a cluster start one of their own."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Parametrize it yourself to run on one of them only."""
     return str(request.param)
@@ -43,7 +53,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def store_url(backend: str, request: pytest.FixtureRequest) -> str:
     if backend == "memory":
         return "memory://"
-    server: RedisServer = request.getfixturevalue("redis_server")
+    server: RedisServer | RedisCluster = request.getfixturevalue(f"redis_{SERVERS[backend]}")
     return server.url
 
 

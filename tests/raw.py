@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from redis.asyncio import Redis
+
+from tracker.store.keys import Shard
 from tracker.store.store import Store
 
-__all__ = ["RawKey", "read_now", "read_raw"]
+__all__ = ["RawKey", "client_of", "read_now", "read_raw"]
 
 READ = """
 local readers = {
@@ -34,16 +37,23 @@ class RawKey(NamedTuple):
 
 async def read_raw(store: Store) -> list[dict[str, RawKey]]:
     """For each shard: the keys by name, without the shard's prefix."""
-    return [(await _read(store, shard.prefix))[1] for shard in store.scripts.shards]
+    return [(await _read(store, shard))[1] for shard in store.scripts.shards]
 
 
 async def read_now(store: Store) -> int:
     """The store's clock (ms)."""
-    return (await _read(store, "there is no such prefix"))[0]
+    return (await _read(store, store.scripts.shards[0], "nothing:"))[0]
 
 
-async def _read(store: Store, prefix: str) -> tuple[int, dict[str, RawKey]]:
-    now, rows = await store.scripts.client.eval(READ, 0, prefix)
+async def client_of(store: Store, shard: int = 0) -> Redis:
+    """The driver's client for the server that holds a shard."""
+    return (await store.scripts.servers.holder(store.scripts.shards[shard])).client
+
+
+async def _read(store: Store, shard: Shard, which: str = "") -> tuple[int, dict[str, RawKey]]:
+    prefix = shard.prefix + which
+    client = await client_of(store, shard.number)
+    now, rows = await client.eval(READ, 1, shard.declared[0], prefix)
     return now, {
         key.decode()[len(prefix) :]: RawKey(kind.decode(), ttl, _content(kind.decode(), content))
         for key, kind, ttl, content in rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["BINARIES", "RedisServer", "is_installed", "running_redis"]
+__all__ = ["BINARIES", "RedisServer", "free_port", "is_installed", "running_redis"]
 
 BINARIES = ("redis-server", "valkey-server")
 START_SECONDS = 10
@@ -60,7 +60,7 @@ def _binary() -> str:
     pytest.skip(missing)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -79,7 +79,7 @@ def running_redis(
     log = directory / "redis.log"
     for _ in range(ATTEMPTS):
         # Between our look and the server's start somebody may take the port: then it ends, and we look again.
-        chosen = _free_port() if port is None else port
+        chosen = free_port() if port is None else port
         server = _start([binary, *([str(sentinel), "--sentinel"] if sentinel else [])], directory, log, chosen, options)
         if server is not None:
             break

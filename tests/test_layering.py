@@ -12,7 +12,14 @@ import pytest
 import tracker
 
 PACKAGE = Path(tracker.__file__).parent
-VOCABULARY = {"tracker", "tracker.models", "tracker.errors", "tracker.sentinel_url", "tracker.settings"}
+VOCABULARY = {
+    "tracker",
+    "tracker.cluster_url",
+    "tracker.errors",
+    "tracker.models",
+    "tracker.sentinel_url",
+    "tracker.settings",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {"vocabulary"},

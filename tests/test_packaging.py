@@ -181,8 +181,11 @@ def test_the_changelog_knows_the_version() -> None:
 # Image and compose file
 
 
-def compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SINGLE, CLUSTER = "docker-compose.yml", "docker-compose.cluster.yml"
+
+
+def compose(file: str = SINGLE) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
     return content
 
 
@@ -222,18 +225,72 @@ def test_two_pods_start_once_redis_is_healthy_and_the_proxy_once_they_are() -> N
     assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
 
 
-def test_the_api_key_is_required_and_comes_from_the_environment() -> None:
+NODES = [f"redis-{number}" for number in range(1, 7)]
+
+
+def test_each_node_of_the_cluster_keeps_its_data_and_works_on_while_another_is_lost() -> None:
+    content = compose(CLUSTER)
+    for name in NODES:
+        node = content["services"][name]
+        options = dict(zip(node["command"][1::2], node["command"][2::2], strict=True))
+        assert options["--cluster-enabled"] == "yes"
+        assert options["--cluster-require-full-coverage"] == "no"
+        assert options["--appendonly"] == "yes"
+        assert options["--maxmemory-policy"] == "noeviction"
+        assert node["volumes"] == [f"{name}:/data"]
+        assert name in content["volumes"]
+        assert node["restart"] == "unless-stopped"
+        assert node["healthcheck"]
+
+
+def test_the_pods_start_once_the_nodes_are_a_cluster() -> None:
+    services = compose(CLUSTER)["services"]
+    making = services["cluster"]
+    assert making["depends_on"] == {name: {"condition": "service_healthy"} for name in NODES}
+    assert "--cluster-replicas 1" in making["command"][-1]
+    assert services["api"]["deploy"]["replicas"] == 2
+    assert services["api"]["depends_on"] == {"cluster": {"condition": "service_completed_successfully"}}
+
+
+def test_pods_and_proxy_are_the_same_on_a_cluster_but_for_where_the_store_is() -> None:
+    one, many = compose()["services"], compose(CLUSTER)["services"]
+    assert many["proxy"] == one["proxy"]
+    environment = many["api"]["environment"]
+    assert environment.pop("TRACKER_SHARDS") == "64"
+    assert environment.pop("TRACKER_STORE_URL") == "redis+cluster://" + ",".join(NODES)
+    one["api"]["environment"].pop("TRACKER_STORE_URL")
+    one["api"].pop("depends_on")
+    many["api"].pop("depends_on")
+    assert many["api"] == one["api"]
+
+
+def test_of_the_cluster_too_only_the_proxy_is_published_and_nothing_but_the_pods_reaches_the_nodes() -> None:
+    content = compose(CLUSTER)
+    services = content["services"]
+    assert [name for name, service in services.items() if "ports" in service] == ["proxy"]
+    assert {name for name, service in services.items() if "store" in service["networks"]} == {*NODES, "cluster", "api"}
+    assert content["networks"] == compose()["networks"]
+
+
+def test_the_url_of_the_cluster_is_one_that_the_tracker_takes() -> None:
+    environment = compose(CLUSTER)["services"]["api"]["environment"]
+    assert Settings(store_url=environment["TRACKER_STORE_URL"], shards=int(environment["TRACKER_SHARDS"])).on_cluster
+
+
+@pytest.mark.parametrize("file", [SINGLE, CLUSTER])
+def test_the_api_key_is_required_and_comes_from_the_environment(file: str) -> None:
     """Without it compose refuses to start and says how to make one; $$ is compose's way to write $."""
-    key = compose()["services"]["api"]["environment"]["TRACKER_API_KEYS"]
+    key = compose(file)["services"]["api"]["environment"]["TRACKER_API_KEYS"]
     match = re.fullmatch(r"\$\{TRACKER_API_KEYS:\?(.+)\}", key)
     assert match
     assert "$$(openssl rand -hex 32)" in match[1]
     assert not re.search(r"(?<!\$)\$(?!\$)", match[1].replace("$$", ""))
 
 
-def test_the_settings_in_the_compose_file_exist() -> None:
+@pytest.mark.parametrize("file", [SINGLE, CLUSTER])
+def test_the_settings_in_the_compose_file_exist(file: str) -> None:
     """Each variable is one that the tracker reads."""
-    environment = compose()["services"]["api"]["environment"]
+    environment = compose(file)["services"]["api"]["environment"]
     assert Settings.unknown_variables(environment) == []
 
 

@@ -154,7 +154,7 @@ def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
         (
             "store_url",
             "http://localhost",
-            "must begin with memory://, redis://, rediss://, unix:// or redis+sentinel://",
+            "must begin with memory://, redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
         ),
         ("store_url", "memory://x", "must be just memory://, with nothing after it"),
         ("store_url", "redis://host/0/1", "must name its database by a number, as in redis://localhost:6379/0"),
@@ -166,8 +166,8 @@ def test_a_good_value_is_taken(name: str, value: str, expected: object) -> None:
         ),
         (
             "store_url",
-            "redis+cluster://host",
-            "redis+cluster:// comes with a later version; use redis://, rediss://, unix:// or memory://",
+            "redis+cluster://host/1",
+            "must name no database: a Redis Cluster has only one",
         ),
         ("api_keys", " , ", "is set, but holds no key"),
         ("api_keys", "good,ba d", "key 2 of 2 must be visible ASCII characters, without spaces"),

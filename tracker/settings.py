@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tracker.cluster_url import CLUSTER_SCHEMES, ClusterUrl
 from tracker.models import EVENT_TYPES, EventType
 from tracker.sentinel_url import SENTINEL_SCHEMES, SentinelUrl
 
@@ -44,6 +45,9 @@ STORE_URL_PARAMETERS = frozenset(
 )
 # Behind Sentinel the URL has its place for database, user and password; the sentinels' own login has none.
 SENTINEL_PARAMETERS = STORE_URL_PARAMETERS - {"db", "username", "password"} | {"sentinel_username", "sentinel_password"}
+
+# In a cluster nodes have one database, and one login, which has its place in the URL as well.
+CLUSTER_PARAMETERS = STORE_URL_PARAMETERS - {"db", "username", "password"}
 
 # Kubernetes sets these in every pod beside a Service that is named "tracker": nobody's typo.
 KUBERNETES_LINK = re.compile(r"TRACKER_SERVICE_(HOST|PORT)(_\w+)?|TRACKER_PORT_\d+_\w+")
@@ -119,8 +123,8 @@ class Settings(BaseModel, frozen=True):
         default=MEMORY_URL,
         repr=False,
         description="Where sessions are kept: memory:// (inside the process, gone when it stops), redis://host:6379/0, "
-        "rediss:// (TLS), unix:///path/to/socket or redis+sentinel://host1,host2,host3/master-name/0. "
-        "REDIS_URL is read where this one is not set.",
+        "rediss:// (TLS), unix:///path/to/socket, redis+sentinel://host1,host2,host3/master-name/0 or "
+        "redis+cluster://host1,host2,host3. REDIS_URL is read where this one is not set.",
     )
     namespace: str = Field(
         default="tracker", description="Prefix of every key in the store, so that trackers can share one."
@@ -129,7 +133,8 @@ class Settings(BaseModel, frozen=True):
         default=1,
         ge=1,
         le=4096,
-        description="Parts the key space is split into. Fixed once the store holds data.",
+        description="Parts the key space is split into. Fixed once the store holds data. 64 is good for a Redis "
+        "Cluster.",
     )
     ttl_seconds: float = Field(
         default=1800,
@@ -252,6 +257,10 @@ class Settings(BaseModel, frozen=True):
         return self.store_url == MEMORY_URL
 
     @property
+    def on_cluster(self) -> bool:
+        return self.store_url.partition("://")[0] in CLUSTER_SCHEMES
+
+    @property
     def store_url_redacted(self) -> str:
         """The store's URL for people: no user, password or parameters, percent-encoded or not."""
         scheme, _, rest = self.store_url.partition("://")
@@ -365,13 +374,16 @@ class Settings(BaseModel, frozen=True):
         scheme, separator, _ = value.partition("://")
         if not separator:
             raise ValueError("must be a URL such as redis://localhost:6379/0 or memory://")
-        if scheme == "redis+cluster":
-            raise ValueError(f"{scheme}:// comes with a later version; use redis://, rediss://, unix:// or memory://")
         if scheme in SENTINEL_SCHEMES:
             _check_parameters((name for name, _ in SentinelUrl.parse(value).parameters), SENTINEL_PARAMETERS)
             return value
+        if scheme in CLUSTER_SCHEMES:
+            _check_parameters((name for name, _ in ClusterUrl.parse(value).parameters), CLUSTER_PARAMETERS)
+            return value
         if scheme not in ("memory", "redis", "rediss", "unix"):
-            raise ValueError("must begin with memory://, redis://, rediss://, unix:// or redis+sentinel://")
+            raise ValueError(
+                "must begin with memory://, redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+            )
         if scheme == "memory":
             if value != MEMORY_URL:
                 raise ValueError("must be just memory://, with nothing after it")

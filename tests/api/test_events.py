@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.conftest import Api, Json
 from tests.clockwork import advance
+from tracker.store.keys import Shard
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -167,10 +168,10 @@ async def test_a_filter_that_matches_nothing_costs_no_round_trip_per_event(
     commands = 0
     command = api.store.scripts.command
 
-    async def counted(*words: str | bytes | int) -> Any:
+    async def counted(*words: str | bytes | int, shard: Shard | None = None) -> Any:
         nonlocal commands
         commands += 1
-        return await command(*words)
+        return await command(*words, shard=shard)
 
     monkeypatch.setattr(api.store.scripts, "command", counted)
     assert (await page(api, agentId="nobody", limit=1))["events"] == []

@@ -96,7 +96,7 @@ def test_a_bad_key_is_one_line_that_does_not_show_it_and_exit_2(
     [
         (("--workers", "2"), "TRACKER_WORKERS (--workers): memory:// works with one worker only"),
         (("--host", "0.0.0.0"), 'TRACKER_HOST (--host): "0.0.0.0" is not a loopback address'),
-        (("--store-url", "redis+cluster://x"), "TRACKER_STORE_URL (--store-url): redis+cluster:// comes with a later"),
+        (("--store-url", "redis+cluster://x/1"), "TRACKER_STORE_URL (--store-url): must name no database"),
     ],
 )
 def test_a_refused_combination_is_one_line_and_exit_2(arguments: tuple[str, ...], says: str, started: Started) -> None:

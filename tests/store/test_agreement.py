@@ -10,7 +10,7 @@ import pytest
 
 from tests.audit import audit
 from tests.clockwork import advance
-from tests.raw import read_raw
+from tests.raw import client_of, read_raw
 from tests.store.wire import ODD_TEXTS, a_cleanup, a_run
 from tracker.models import Target
 from tracker.store import agreement as module
@@ -45,7 +45,7 @@ async def raw(store: Store, *words: Any) -> Any:
     """A command behind the store's back. Keys are without their prefix, which `*` stands for."""
     prefix = store.scripts.shards[0].prefix
     changed = [word.replace("*", prefix) if isinstance(word, str) else word for word in words]
-    return await store.scripts.client.execute_command(*changed)  # type: ignore[no-untyped-call]
+    return await (await client_of(store)).execute_command(*changed)  # type: ignore[no-untyped-call]
 
 
 Plant = Callable[[Store, str], Awaitable[Any]]
@@ -123,7 +123,7 @@ async def test_more_than_fits_a_step_is_seen_whole(store: Store, monkeypatch: py
     await asyncio.gather(*(store.sessions.create(a_run(f"t{number}", f"a{number % 40}")) for number in range(300)))
     for shard in store.scripts.shards:
         for name in ("sessions", "deadlines", "agents", "triggers"):
-            await store.scripts.client.delete(shard.prefix + name)
+            await (await client_of(store, shard.number)).delete(shard.prefix + name)
     found = await mend(store)
     assert found.sessions == 300
     assert kinds(found) == {"sessions", "deadlines", "count"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.audit import audit
-from tests.store.pools import pool_for, pool_of
+from tests.store.pools import pool_for
 from tests.store.puppet import Puppet, resp, running_puppet
 from tests.store.wire import a_run
 from tracker.errors import SchemaMismatch, StoreError, StoreFault, StoreUnavailable
@@ -230,11 +230,9 @@ async def carrier(scripts: Scripts, settings: Settings) -> AsyncIterator[ClientC
         yield client_carrier
         await client_carrier.close()
         return
-    pipe = Pipe(pool_of(scripts.client))
-    pipe_carrier = PipeCarrier(scripts, pipe, "read", shard)
+    pipe_carrier = PipeCarrier(scripts, "read", shard)
     yield pipe_carrier
     await pipe_carrier.close()
-    await pipe.close()
 
 
 async def test_each_operation_has_a_reply_in_its_place(carrier: ClientCarrier | PipeCarrier) -> None:
@@ -253,7 +251,7 @@ async def test_a_script_that_is_refused_lands_as_a_fault(
 async def test_a_store_laid_out_for_others_lands_as_a_mismatch(
     scripts: Scripts, carrier: ClientCarrier | PipeCarrier
 ) -> None:
-    await scripts.client.hset(scripts.shards[0].prefix + "schema", "version", "0")
+    await scripts.look(scripts.shards[0], "HSET", scripts.shards[0].prefix + "schema", "version", "0")
     assert isinstance(await carried(carrier, ("task", "t1")), SchemaMismatch)
 
 

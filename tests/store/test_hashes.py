@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,8 @@ SLACK = 0.7
 
 
 @pytest.fixture
-async def hashes(store: Store, settings: Settings) -> AsyncIterator[Hashes]:
-    hashes = Hashes(store.scripts, embedded=settings.in_memory)
-    yield hashes
-    await hashes.close()
+def hashes(store: Store, settings: Settings) -> Hashes:
+    return Hashes(store.scripts, embedded=settings.in_memory)
 
 
 async def make(store: Store, count: int) -> list[bytes]:
@@ -142,4 +139,3 @@ async def test_a_frozen_store_is_given_up_in_time_and_read_again_when_it_is_back
                 server.thaw()
             for number, session_id in enumerate(ids):
                 assert agents(await hashes.read(shard, [session_id])) == [str(number)]
-            await hashes.close()

@@ -19,6 +19,7 @@ from tracker.errors import SchemaMismatch, StoreUnavailable
 from tracker.settings import Settings
 from tracker.store import inspection
 from tracker.store.scripts import Scripts
+from tracker.store.server import Server
 from tracker.store.store import Store, open_store, verify
 
 REDIS = pytest.mark.parametrize("backend", ["redis"])
@@ -89,7 +90,7 @@ async def test_where_looking_is_forbidden_the_store_works_and_says_what_to_check
 async def test_a_version_that_is_too_old_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], version: str, too_old: bool
 ) -> None:
-    async def look(scripts: Scripts) -> dict[str, Any]:
+    async def look(scripts: Scripts, server: Server) -> dict[str, Any]:
         return info
 
     monkeypatch.setattr(inspection, "_info", look)
@@ -100,7 +101,7 @@ async def test_a_version_that_is_too_old_is_a_warning(
 
 
 async def test_a_disk_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def look(scripts: Scripts) -> dict[str, Any]:
+    async def look(scripts: Scripts, server: Server) -> dict[str, Any]:
         return {"redis_version": "7.2.0", "aof_enabled": 1, "aof_last_write_status": "err"}
 
     monkeypatch.setattr(inspection, "_info", look)
@@ -141,7 +142,7 @@ async def test_watching_logs_a_warning_when_it_first_appears_and_again_when_it_c
     looks = iter(policies)
     done = asyncio.Event()
 
-    async def look(scripts: Scripts) -> dict[str, Any]:
+    async def look(scripts: Scripts, server: Server) -> dict[str, Any]:
         policy = next(looks, None)
         if policy is None:
             done.set()

@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError
 from tests.audit import audit
 from tests.conftest import OpenPod
 from tests.patience import until
-from tests.raw import read_raw
+from tests.raw import client_of, read_raw
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tracker.errors import SchemaMismatch, StoreFault
 from tracker.models import Target
@@ -130,7 +130,8 @@ def test_no_script_searches_the_key_space(name: str) -> None:
 
 
 async def forget_scripts(store: Store) -> None:
-    await store.scripts.client.script_flush()
+    for server in await store.scripts.servers.all():
+        await server.client.script_flush()
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -144,10 +145,11 @@ async def test_a_flush_of_the_script_cache_goes_unnoticed(store: Store, call: st
 async def test_scripts_are_called_by_digest_once_redis_knows_them(store: Store) -> None:
     await store.sessions.create(a_run())
     await store.sessions.get(TASK)
-    assert all(await store.scripts.client.script_exists(digest_of(store, "create"), digest_of(store, "read")))
+    client = await client_of(store)
+    assert all(await client.script_exists(digest_of(store, "create"), digest_of(store, "read")))
     await forget_scripts(store)
     with pytest.raises(NoScriptError):
-        await store.scripts.client.evalsha(digest_of(store, "read"), 0)
+        await client.evalsha(digest_of(store, "read"), 0)
 
 
 def digest_of(store: Store, name: str) -> str:
@@ -219,7 +221,8 @@ async def test_the_layout_is_recorded_in_every_shard(store: Store) -> None:
 async def test_an_emptied_store_is_enrolled_in_again(store: Store) -> None:
     await store.sessions.create(a_run())
     for shard, raw in zip(store.scripts.shards, await read_raw(store), strict=True):
-        await store.scripts.command("DEL", *(shard.prefix + name for name in raw))
+        for name in raw:
+            await store.scripts.command("DEL", shard.prefix + name, shard=shard)
 
     async def enrolled_and_swept() -> bool:
         return all({"schema", "clock"} <= raw.keys() for raw in await read_raw(store))

@@ -571,7 +571,7 @@ async def test_a_sweep_without_a_pulse_kills_nobody_whom_an_outage_silenced(stor
     await make(store, "t1", ttlSeconds=60)
     await store.sweeper.pulse()
     await outage(store, 300)
-    assert await store.sweeper._sweep_all(skip_if_younger_ms=0) == 0
+    assert await store.sweeper._sweep_some(store.scripts.shards, skip_if_younger_ms=0) == 0
     assert await alive(store) == {"t1"}
 
 
@@ -626,7 +626,8 @@ async def test_each_pod_logs_an_outage_once_whoever_noticed_it(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
-                await asyncio.gather(store.sweeper.sweep(), pod.sweeper._pulse_in_turn(), store.sweeper.sweep())
+                pulses = (pod.sweeper._pulse_in_turn(shard) for shard in pod.scripts.shards)
+                await asyncio.gather(store.sweeper.sweep(), *pulses, store.sweeper.sweep())
     lines = [record.getMessage() for record in caplog.records if "an outage" in record.getMessage()]
     assert len(lines) == 2
     for line in lines:

@@ -116,7 +116,7 @@ class _Look:
     async def at_keys(self, tell: Callable[[int], None]) -> None:
         """The hashes and task keys, as SCAN comes to them; from here on the feed has to tell of changes."""
         for shard in self._scripts.shards:
-            newest = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1)
+            newest = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
             self.shards.append(_Seen(shard, newest[0][0] if newest else b"0-0"))
         seen = 0
         async for keys in self._keys():
@@ -136,7 +136,7 @@ class _Look:
         for one in self.shards:
             names = set(one.counts)
             for which in (b"agents", b"triggers"):
-                names |= {(which, name) async for name in self._members(one.shard.prefix.encode() + which)}
+                names |= {(which, name) async for name in self._members(one, which)}
             try:
                 # Once, when all have been seen: from then on the counts are those as of an event, to the last session.
                 await self._catch_up(one)
@@ -149,19 +149,18 @@ class _Look:
         """The keys of our shards as (shard, kind, name), a few at a time; some may come twice."""
         namespace = self._scripts.shards[0].prefix.removesuffix(":0}:")
         pattern = re.compile(re.escape(namespace).encode() + rb":(\d+)\}:(session|task|agent):(.*)", re.DOTALL)
-        cursor = 0
-        while True:
-            cursor, keys = await self._scripts.command("SCAN", cursor, "MATCH", f"{namespace}:*", "COUNT", SCAN)
-            matches = [match for key in keys if (match := pattern.fullmatch(key))]
-            yield [(int(match[1]), match[2], match[3]) for match in matches]
-            cursor = int(cursor)
-            if cursor == 0:
-                return
+        for server in await self._scripts.servers.all():
+            cursor: int | None = None
+            while cursor != 0:
+                reply = await self._scripts.ask(server, "SCAN", cursor or 0, "MATCH", f"{namespace}:*", "COUNT", SCAN)
+                matches = [match for key in reply[1] if (match := pattern.fullmatch(key))]
+                yield [(int(match[1]), match[2], match[3]) for match in matches]
+                cursor = int(reply[0])
 
-    async def _members(self, key: bytes) -> AsyncIterator[bytes]:
-        cursor = 0
+    async def _members(self, one: _Seen, which: bytes) -> AsyncIterator[bytes]:
+        key, cursor = one.shard.prefix.encode() + which, 0
         while True:
-            cursor, members = await self._scripts.command("ZSCAN", key, cursor, "COUNT", SCAN)
+            cursor, members = await self._scripts.command("ZSCAN", key, cursor, "COUNT", SCAN, shard=one.shard)
             for member in members:
                 yield member[0] if isinstance(member, tuple | list) else member
             cursor = int(cursor)
@@ -208,7 +207,7 @@ class _Look:
         """Applies what the feed tells to what was seen; what was seen later than it happened stays as it was seen."""
         while True:
             start = one.position if one.position != b"0-0" else b"-"
-            rows = await self._scripts.command("XRANGE", one.shard.events, start, "+", "COUNT", EVENTS)
+            rows = await self._scripts.command("XRANGE", one.shard.events, start, "+", "COUNT", EVENTS, shard=one.shard)
             if one.position != b"0-0":
                 if not rows or rows[0][0] != one.position:
                     raise PositionLost("the feed does not reach back far enough")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -21,22 +21,30 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from tracker.cluster_url import ClusterUrl
 from tracker.errors import StoreError, StoreFault, StoreUnavailable
 from tracker.sentinel_url import SENTINEL_SCHEMES, SentinelUrl
 from tracker.settings import Settings
 from tracker.store.sentinel import MasterPool, Sentinels
 
-__all__ = ["connect", "connect_listener", "fault_of", "translated"]
+__all__ = ["POOL_CONNECTIONS", "Address", "connect", "connect_listener", "connect_node", "fault_of", "translated"]
+
+Address = tuple[str, int]
 
 POOL_CONNECTIONS = 64
+"""To one server."""
 READ_BYTES = 256 * 1024
 """A chunk of a listing is some 100 KB: read it in one go."""
 
 TRANSIENT = re.compile(
     r"\b(READONLY|LOADING|BUSY|MISCONF|NOREPLICAS|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|OOM|UNKILLABLE|UNBLOCKED"
-    r"|NOAUTH|NOPERM|WRONGPASS|unauthenticated|NOMASTERLINK|max number of clients)\b"
+    r"|NOAUTH|NOPERM|WRONGPASS|unauthenticated|NOMASTERLINK|max number of clients"
+    r"|non local key|cluster is down)\b"
 )
-"""What Redis says while it cannot, but may soon. Before Redis 7 it stands inside an error of the script."""
+"""What Redis says while it cannot, but may soon. Before Redis 7 it stands inside an error of the script.
+
+A key is non local to a script while its slot is being moved: it has left, or is not there at all.
+"""
 
 
 NOT_NOW = (
@@ -58,7 +66,9 @@ OURS = (
 
 
 def connect(settings: Settings) -> Redis:
-    """A client for the store. Connects at the first call, and again after each failure; retries nothing."""
+    """A client for a store that is one server at a time. Connects at the first call, and again after each failure;
+    retries nothing.
+    """
     if settings.in_memory:
         return _embedded(settings.store_timeout_seconds)
     return _remote(settings, POOL_CONNECTIONS, settings.store_timeout_seconds)
@@ -69,12 +79,26 @@ def connect_listener(settings: Settings, block_seconds: float) -> Redis:
     return _remote(settings, 1, settings.store_timeout_seconds + block_seconds)
 
 
+def connect_node(settings: Settings, address: Address, connections: int, patience: float) -> Redis:
+    """A client for one node of a cluster; each step of a call may take ``patience`` seconds."""
+    url = ClusterUrl.parse(settings.store_url)
+    place = _place(url.tls, url.parameters)
+    login = {"host": address[0], "port": address[1], "username": url.username, "password": url.password}
+    timeout = min(patience, settings.store_timeout_seconds)
+    options = {"max_connections": connections, "socket_timeout": patience}
+    return _client(_pool({**place, **login, **options}, timeout))
+
+
 def _remote(settings: Settings, connections: int, patience: float) -> Redis:
     options = {"max_connections": connections, "socket_timeout": patience}
     if settings.store_url.partition("://")[0] in SENTINEL_SCHEMES:
         pool: BlockingConnectionPool = _behind_sentinels(settings, options)
     else:
         pool = _pool({**parse_url(settings.store_url), **options}, settings.store_timeout_seconds)
+    return _client(pool)
+
+
+def _client(pool: BlockingConnectionPool) -> Redis:
     if pool.maint_notifications_enabled():  # type: ignore[no-untyped-call]
         raise RuntimeError("redis-py would hand a late reply to the next caller: its check for unread data is off")
     return Redis.from_pool(pool)  # which closes the pool with the client
@@ -104,12 +128,16 @@ def _pool(place: Mapping[str, Any], timeout: float) -> BlockingConnectionPool:
     return BlockingConnectionPool(**options)
 
 
+def _place(tls: bool, parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """What URLs say of TLS and the client's name, each read by redis-py in its way."""
+    return dict(parse_url(f"{'rediss' if tls else 'redis'}://?{urlencode(list(parameters))}"))
+
+
 def _behind_sentinels(settings: Settings, options: Mapping[str, Any]) -> MasterPool:
     url = SentinelUrl.parse(settings.store_url)
     parameters = dict(url.parameters)
     sentinel_login = {name: parameters.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    # redis-py reads the others, which are of TLS and the client's name, each in its way.
-    place = dict(parse_url(f"{'rediss' if url.tls else 'redis'}://?{urlencode(parameters)}"))
+    place = _place(url.tls, parameters.items())
     timeout = settings.store_timeout_seconds
     # Half of the time is for finding the master, so that some is left to call it.
     clients = [

@@ -6,9 +6,11 @@ told at least once, as long as the feed still held it when its turn came.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from tracker.errors import StoreUnavailable
 from tracker.models import Event
 from tracker.store.connection import fault_of
 from tracker.store.feed import event_of
@@ -55,16 +57,21 @@ class Deliveries:
         self._scripts = scripts
         self._types = tuple(types)
         self._lease_ms = round(lease_seconds * 1000)
-        self._start = "$"
+        self._begun: set[Shard] = set()
 
     async def take(self, most: int) -> tuple[list[Delivery], bool]:
         """Some that are due, ``most`` of them per shard, and whether there is more to look at.
 
-        What happened before the very first call is not told.
+        What happened before the very first call is not told. Shards that cannot be reached are left out, as long as
+        others can: what is taken of those is ours already.
         """
-        taken = await together(self._take(shard, most) for shard in self._scripts.shards)
-        # A group that is missing from now on went with the store's content: all that it holds then is new.
-        self._start = "0"
+        results = await asyncio.gather(
+            *(self._take(shard, most) for shard in self._scripts.shards), return_exceptions=True
+        )
+        taken = [result for result in results if not isinstance(result, BaseException)]
+        for result in results:
+            if isinstance(result, BaseException) and not (taken and isinstance(result, StoreUnavailable)):
+                raise result
         return [delivery for deliveries, _ in taken for delivery in deliveries], any(more for _, more in taken)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
@@ -75,9 +82,12 @@ class Deliveries:
         await together(self._settle(self._scripts.shards[shard], group) for shard, group in by_shard.items())
 
     async def _take(self, shard: Shard, most: int) -> tuple[list[Delivery], bool]:
+        # A group that is missing later on went with the store's content: all that it holds then is new.
+        start = "0" if shard in self._begun else "$"
         state, *rows = await self._scripts.run(
-            "take", shard, most, self._lease_ms, WAITING, KEPT_MS, self._start, *self._types
+            "take", shard, most, self._lease_ms, WAITING, KEPT_MS, start, *self._types
         )
+        self._begun.add(shard)
         taken = [Delivery(shard.number, row[0].decode(), int(row[1]), row[2:]) for row in rows]
         return taken, state == b"more"
 

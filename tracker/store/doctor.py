@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tracker.store.agreement import Agreement, agreement
-from tracker.store.connection import translated
-from tracker.store.inspection import judge, read_info, version_of
+from tracker.store.inspection import LEAST_SHARDS, judge, read_infos, spread, too_few, version_of
 from tracker.store.keys import SCHEMA_VERSION
 from tracker.store.scripts import Scripts
 from tracker.store.snapshot import timestamp
@@ -23,7 +21,7 @@ MEMORY_SHARE = 0.85
 """How full the memory may be."""
 PULSE_SECONDS = 60
 """How old the last pulse may be. It comes each second, with very many shards somewhat less often."""
-TOPICS = ("version", "eviction", "persistence", "memory", "set-up")
+TOPICS = ("version", "eviction", "persistence", "memory", "coverage", "replicas", "set-up")
 
 State = Literal["good", "note", "problem"]
 
@@ -63,7 +61,8 @@ async def examine(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] =
         layout,
         _clock(int(replies[0][3]) / 1000, began, ended),
         _pulse(replies),
-        *_server(await read_info(scripts)),
+        *_cluster(scripts),
+        *_servers(await read_infos(scripts)),
     ]
     return Examination(checks, await agreement(scripts, mend=mend, tell=tell))
 
@@ -71,9 +70,7 @@ async def examine(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] =
 async def _layout(scripts: Scripts) -> Check:
     """Looks without recording anything, which the first script would do in a store that is not laid out."""
     shard, shards = scripts.shards[0], len(scripts.shards)
-    with translated():
-        async with asyncio.timeout(scripts.timeout):
-            fields: Sequence[Any] = await scripts.client.hmget(f"{shard.prefix}schema", ["version", "shards"])
+    fields: Sequence[Any] = await scripts.look(shard, "HMGET", f"{shard.prefix}schema", "version", "shards")
     if fields[0] is None:
         return Check("layout", "problem", "no tracker has ever used this namespace of this database")
     version, recorded = (field.decode(errors="replace") if field else "?" for field in fields)
@@ -110,6 +107,27 @@ def _pulse(replies: list[list[bytes]]) -> Check:
     if oldest > PULSE_SECONDS:
         return Check("pulse", "problem", f"the last was {oldest:.0f} s ago: is a server running?")
     return Check("pulse", "good", f"the last was {oldest:.1f} s ago")
+
+
+def _cluster(scripts: Scripts) -> list[Check]:
+    if not scripts.servers.several:
+        return []
+    shares = ", ".join(f"{name} {count}" for name, count in spread(scripts).items())
+    if len(scripts.shards) < LEAST_SHARDS:
+        return [Check("masters", "problem", too_few(len(scripts.shards)))]
+    return [Check("masters", "good", f"shards of each: {shares}")]
+
+
+def _servers(infos: Mapping[str, Mapping[str, Any]]) -> list[Check]:
+    """Those of each server, by its name; several that say the same say it once."""
+    said: dict[Check, list[str]] = {}
+    for name, info in infos.items():
+        for check in _server(info):
+            said.setdefault(check, []).append(name)
+    return [
+        check._replace(text=f"{', '.join(names)}: {check.text}") if all(names) else check
+        for check, names in said.items()
+    ]
 
 
 def _server(info: Mapping[str, Any]) -> list[Check]:

@@ -167,8 +167,8 @@ class Feed:
 
     async def _read_back(self, number: int, limit: int) -> list[Change]:
         """The newest changes of a shard, oldest first."""
-        events = self._scripts.shards[number].events
-        rows: list[Any] = await self._scripts.command("XREVRANGE", events, "+", "-", "COUNT", limit)
+        shard = self._scripts.shards[number]
+        rows: list[Any] = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", limit, shard=shard)
         return [Change(number, _position(entry_id), fields) for entry_id, fields in reversed(rows)]
 
     async def _read_shard(self, number: int, position: Position, limit: int) -> list[Change] | None:
@@ -180,7 +180,9 @@ class Feed:
         shard = self._scripts.shards[number]
         held = position not in (OLDEST, EMPTY)
         start = _written(position) if held else "-"
-        rows: list[Any] = await self._scripts.command("XRANGE", shard.events, start, "+", "COUNT", limit + held)
+        rows: list[Any] = await self._scripts.command(
+            "XRANGE", shard.events, start, "+", "COUNT", limit + held, shard=shard
+        )
         changes = [Change(number, _position(entry_id), fields) for entry_id, fields in rows]
         if held:
             return changes[1:] if changes and changes[0].position == position else None
@@ -190,11 +192,11 @@ class Feed:
 
     async def _was_trimmed(self, shard: Shard) -> bool:
         """Whether it may have been."""
-        length: int = await self._scripts.command("XLEN", shard.events)
+        length: int = await self._scripts.command("XLEN", shard.events, shard=shard)
         return length >= self._scripts.feed_length
 
     async def _end(self, shard: Shard) -> Position:
-        rows: list[Any] = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1)
+        rows: list[Any] = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
         return _position(rows[0][0]) if rows else EMPTY
 
 

@@ -16,12 +16,13 @@ from tracker.errors import StoreError, StoreUnavailable
 from tracker.store.connection import fault_of, translated
 from tracker.store.keys import Shard
 from tracker.store.pipe import Pipe
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import MOVING_SECONDS, Scripts, is_moving
 from tracker.store.snapshot import FIELDS, Values
 
 __all__ = ["Hashes"]
 
 ID_LENGTH = 36
+LATE = "the store did not answer in time"
 _TAIL = b"".join(b"\r\n$%d\r\n%s" % (len(field), field.encode()) for field in FIELDS) + b"\r\n"
 
 
@@ -30,40 +31,48 @@ class Hashes:
 
     def __init__(self, scripts: Scripts, *, embedded: bool) -> None:
         self._scripts = scripts
-        self._pipe = None if embedded else scripts.pipe()
+        self._embedded = embedded
 
     async def read(self, shard: Shard, ids: Sequence[bytes]) -> list[Values]:
         """The values of each session's hash, in the order of the ids."""
         if not ids:
             return []
         with self._scripts.observer.watching("hashes"):
-            if self._pipe is None:
-                replies = await self._read_embedded(shard, ids)
-            else:
-                replies = await self._read_piped(self._pipe, shard, ids)
+            replies = await (self._read_embedded if self._embedded else self._read_piped)(shard, ids)
             for reply in replies:
                 if isinstance(reply, ReplyError):
                     raise fault_of(str(reply))
                 if isinstance(reply, StoreError):
+                    self._scripts.servers.doubt()
                     raise reply
             return replies
 
-    async def close(self) -> None:
-        if self._pipe is not None:
-            await self._pipe.close()
-
-    async def _read_piped(self, pipe: Pipe, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._scripts.timeout
-        why = "the store did not answer in time"
+    async def _read_piped(self, shard: Shard, ids: Sequence[bytes]) -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + self._scripts.timeout
+        servers = self._scripts.servers
         try:
             async with asyncio.timeout_at(deadline):
-                await pipe.open()
+                while True:
+                    pipe = (await servers.holder(shard)).bulk
+                    await pipe.open()
+                    replies = await self._arrival(pipe, shard, ids, deadline)
+                    astray = [
+                        text for reply in replies if isinstance(reply, ReplyError) and is_moving(text := str(reply))
+                    ]
+                    if not astray or not servers.several:
+                        return replies
+                    if astray[-1].startswith("MOVED"):
+                        servers.moved(shard, astray[-1])
+                    await asyncio.sleep(MOVING_SECONDS)
         except TimeoutError:
-            raise StoreUnavailable(why) from None
+            servers.doubt()
+            raise StoreUnavailable(LATE) from None
+
+    async def _arrival(self, pipe: Pipe, shard: Shard, ids: Sequence[bytes], deadline: float) -> list[Any]:
+        loop = asyncio.get_running_loop()
         arrived: asyncio.Future[list[Any]] = loop.create_future()
         # Not the caller's own time-out: one who leaves earlier would leave a silent connection to the next.
-        watch = loop.call_at(deadline, pipe.abort, why)
+        watch = loop.call_at(deadline, pipe.abort, LATE)
 
         def land(replies: list[Any]) -> None:
             watch.cancel()

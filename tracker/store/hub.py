@@ -1,10 +1,9 @@
 """Hub: the one reader of the feed in this process, fanned out to the many who follow it.
 
-It starts with the first reader and ends with the last. On a connection of its own it waits for new entries of all
-shards in one call; then it reads them as every page is read, which tells when some of them are gone, and puts them into
-the readers' queues. These are bounded: who lags behind so far that the queue is full gets nothing more from the hub
-until he has caught up by pages of his own. So a slow reader costs neither others time nor us memory, and loses nothing
-while the feed holds it.
+It starts with the first reader and ends with the last. A bell tells it where there are new entries; then it reads
+them as every page is read, which tells when some of them are gone, and puts them into the readers' queues. These are
+bounded: who lags behind so far that the queue is full gets nothing more from the hub until he has caught up by pages of
+his own. So a slow reader costs neither others time nor us memory, and loses nothing while the feed holds it.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-from redis.asyncio import Redis
 
 from tracker.errors import PositionLost, StoreError, TooManyReaders
 from tracker.models import ListEvents
 from tracker.settings import Settings
-from tracker.store.connection import connect_listener, translated
+from tracker.store.bell import Bell, Carillon, Clock, Doorbell
 from tracker.store.feed import Change, Feed, Found, Position, written
 from tracker.store.scripts import Scripts
 
@@ -33,10 +29,6 @@ BATCH = 100
 """Entries read and handed out at once. Then readers have their turn: less than a queue, or all would overflow."""
 QUEUE = 256
 """Changes that wait for one reader. They are shared, not copied."""
-BLOCK_SECONDS = 2.0
-"""How long Redis holds the call that waits for new entries. After each it is checked that none are gone."""
-POLL_SECONDS = 0.05
-"""The embedded store is asked so often instead: nothing of it leaves the process."""
 RETRY_SECONDS = 0.5
 """Between two attempts to reach a store that is away."""
 
@@ -51,7 +43,7 @@ class Hub:
         self.lagged = 0
         self.refused = 0
         self._settings = settings
-        self._numbers = {shard.events.encode(): shard.number for shard in scripts.shards}
+        self._scripts = scripts
         self._readers: set[Reader] = set()
         self._heads: list[Position] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -114,11 +106,11 @@ class Hub:
 
     async def _run(self) -> None:
         reachable = True
-        client = None if self._settings.in_memory else connect_listener(self._settings, BLOCK_SECONDS)
+        bell = self._make_bell()
         try:
             while self._is_current():
                 try:
-                    await self._follow(client)
+                    await self._follow(bell)
                     if not reachable:
                         logger.info("events: the store is back")
                     reachable = True
@@ -135,40 +127,34 @@ class Hub:
                     logger.exception("reading the feed failed")
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
-            if client is not None:
-                # In a task of its own, which no further cancellation keeps from it.
-                closing = asyncio.get_running_loop().create_task(client.aclose())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+            # In a task of its own, which no further cancellation keeps from it.
+            closing = asyncio.get_running_loop().create_task(bell.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _make_bell(self) -> Bell:
+        if self._settings.in_memory:
+            return Clock(self._scripts)
+        if self._scripts.servers.several:
+            return Carillon(self._settings, self._scripts)
+        return Doorbell(self._settings, self._scripts)
 
     def _is_current(self) -> bool:
         """Or it was told to end, and the driver swallowed the cancellation."""
         return self._task is asyncio.current_task()
 
-    async def _follow(self, client: Redis | None) -> None:
+    async def _follow(self, bell: Bell) -> None:
         """One step: find out where the feed ends, or wait for what comes behind that and hand it out."""
         if self._heads is None:
             self._set_heads(await self.feed.present())
             return
-        shards = await self._bell(client, self._heads)
+        shards = await bell.ring(self._heads)
         while shards and self._heads is not None:
             changes = await self.feed.read(self._heads, BATCH, shards)
             self._hand_out(changes)
             if len(changes) < BATCH:
                 return
             await asyncio.sleep(0)  # the readers' turn
-
-    async def _bell(self, client: Redis | None, heads: Sequence[Position]) -> list[int]:
-        """Waits for something new, but not for ever; the shards to look at."""
-        if client is None:
-            await asyncio.sleep(POLL_SECONDS)
-            return list(self._numbers.values())
-        wait = ("COUNT", 1, "BLOCK", round(BLOCK_SECONDS * 1000), "STREAMS")
-        with translated():
-            rung: list[Any] = await client.execute_command(  # type: ignore[no-untyped-call]
-                "XREAD", *wait, *self._numbers, *(written([head]) for head in heads)
-            )
-        return sorted(self._numbers[key] for key, _ in rung) or list(self._numbers.values())
 
     def _set_heads(self, heads: list[Position]) -> None:
         """From now on; what came before, and was not handed out, readers must look up themselves."""

@@ -9,20 +9,19 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+from redis import exceptions as driver
+from redis.asyncio import Redis
 
 from tracker.errors import SchemaMismatch, StoreError, StoreUnavailable
 from tracker.settings import Settings
+from tracker.store.cluster import Alone, Cluster, Servers
 from tracker.store.connection import connect, fault_of, translated
 from tracker.store.keys import SCHEMA_VERSION, Shard
 from tracker.store.observer import Observer
-from tracker.store.pipe import NO_REPLY, Pipe
-from tracker.store.sentinel import cut
+from tracker.store.server import Argument, Server
 
-__all__ = ["NAMES", "Argument", "Scripts", "is_reply", "together"]
+__all__ = ["MOVING_SECONDS", "NAMES", "Argument", "Scripts", "is_moving", "is_reply", "together"]
 
-Argument = str | bytes | int
 T = TypeVar("T")
 
 NAMES = (
@@ -48,8 +47,18 @@ NAMES = (
 )
 
 
-LEAVE_SECONDS = 1.0
-"""Least time between two times that a read-only server is left: connecting again and again would use up the ports."""
+MOVING_SECONDS = 0.02
+"""Time between two attempts while the slot of a shard is being moved to another node of the cluster."""
+MOVING = ("MOVED ", "ASK ", "TRYAGAIN ")
+
+
+def is_moving(text: str) -> bool:
+    """Whether an error means: nothing was done, for the keys are on their way to another node.
+
+    We do not follow ASK. Where it leads not all keys have arrived yet, and a script that does not find those which it
+    makes from an id there would take a live session for one that is gone. Once all are there it is MOVED.
+    """
+    return text.startswith(MOVING) or "non local key" in text
 
 
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
@@ -82,19 +91,24 @@ class Scripts:
     """Runs scripts on shards, each within one deadline; the store's layout is checked before the first."""
 
     def __init__(self, settings: Settings, client: Redis | None = None, observer: Observer | None = None) -> None:
-        self.client = connect(settings) if client is None else client
         self.observer = Observer() if observer is None else observer
         self.shards = tuple(Shard(settings.namespace, number) for number in range(settings.shards))
+        self.servers = _servers(settings, client, self.shards)
         self.timeout = settings.store_timeout_seconds
         prelude = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
         self._scripts = {name: _Script(prelude, name) for name in NAMES}
         self._grace_ms = round(settings.grace_seconds * 1000)
         self.feed_length = settings.feed_length
-        self._enrolled = False
-        self._enrolling = asyncio.Lock()
-        self._embedded = settings.in_memory
-        self._pipes: list[Pipe] = []
-        self._left = -LEAVE_SECONDS
+        self._enrolled: set[int] = set()
+        self._enrolling = [asyncio.Lock() for _ in self.shards]
+
+    @property
+    def client(self) -> Redis:
+        """The driver's client for the one server that holds all shards. Not on a cluster."""
+        server = self.servers.known(self.shards[0])
+        if server is None:
+            raise TypeError("a cluster has a client for each node")
+        return server.client
 
     async def run(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """The reply of a script, as redis-py gives it: lists and bytes.
@@ -108,7 +122,7 @@ class Scripts:
     async def call(self, name: str, shard: Shard, *arguments: Argument) -> Any:
         """As ``run``, for those who tell the observer themselves."""
         async with self._deadline():
-            await self.ensure_enrolled()
+            await self.ensure_enrolled(shard)
             return await self._run(name, shard, arguments)
 
     @asynccontextmanager
@@ -134,21 +148,51 @@ class Scripts:
         """Records the layout where nobody has yet; the shards' replies to ``enroll``. Raises SchemaMismatch."""
         with self.observer.watching("enroll"):
             async with self._deadline():
-                return await self._enroll()
+                # The first shard alone decides: a pod with another count must not write to shards that are none.
+                first, *others = self.shards
+                return [await self._enroll(first), *await together(self._enroll(shard) for shard in others)]
 
-    async def ensure_enrolled(self) -> None:
-        """Checks the layout before the first call; as long as its caller lets it. Raises as ``enroll``."""
-        if self._enrolled:
+    async def survey(self) -> list[list[bytes] | StoreUnavailable]:
+        """As ``enroll``; on a cluster a shard that does not answer within half the deadline has its error instead.
+
+        Raises StoreUnavailable when none does.
+        """
+        if not self.servers.several:
+            return [*await self.enroll()]
+
+        head, *tail = self.shards
+        sure = [head, *filter(self.is_enrolled, tail)]
+        seen = dict(zip(sure, await self._survey(sure), strict=True))
+        if not isinstance(seen[head], StoreUnavailable):
+            # Without the first nobody knows whether these are shards at all.
+            unsure = [shard for shard in tail if shard not in seen]
+            seen.update(zip(unsure, await self._survey(unsure), strict=True))
+        replies = [seen.get(shard, seen[head]) for shard in self.shards]
+        errors = [reply for reply in replies if isinstance(reply, StoreUnavailable)]
+        if len(errors) == len(replies):
+            raise errors[0]
+        return replies
+
+    async def enroll_one(self, shard: Shard) -> None:
+        """The same for one shard: also notices a store that was emptied or replaced meanwhile."""
+        with self.observer.watching("enroll"):
+            async with self._deadline():
+                await self._enroll(shard)
+
+    async def ensure_enrolled(self, shard: Shard) -> None:
+        """Checks a shard's layout before the first call; as long as its caller lets it. Raises as ``enroll``."""
+        if shard.number in self._enrolled:
             return
-        async with self._enrolling:
-            if not self._enrolled:
+        if shard.number != 0:
+            await self.ensure_enrolled(self.shards[0])
+        async with self._enrolling[shard.number]:
+            if shard.number not in self._enrolled:
                 with translated():
-                    await self._enroll()
+                    await self._enroll(shard)
 
-    @property
-    def enrolled(self) -> bool:
-        """Whether the layout has been checked, and found right, at least once."""
-        return self._enrolled
+    def is_enrolled(self, shard: Shard) -> bool:
+        """Whether its layout has been checked, and found right, at least once."""
+        return shard.number in self._enrolled
 
     def by_digest(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> tuple[Argument, ...]:
         """The command that runs a script which the server knows."""
@@ -158,64 +202,63 @@ class Scripts:
         """The command that runs a script which the server has not seen yet."""
         return ("EVAL", self._scripts[name].source, *self._head(shard), *arguments)
 
-    async def command(self, *words: Argument) -> Any:
-        """The reply to a plain command, within the same deadline and with the same errors."""
+    async def command(self, *words: Argument, shard: Shard | None = None) -> Any:
+        """The reply to a plain command on keys of a shard (None: the first), within the same deadline."""
+        where = self.shards[0] if shard is None else shard
         with self.observer.watching(str(words[0]).lower()):
             async with self._deadline():
-                await self.ensure_enrolled()
-                return await self._execute(words, _is_something)
+                await self.ensure_enrolled(where)
+                return await self._on(where, words, _is_something)
 
-    def pipe(self) -> Pipe:
-        """A further pipe. Whoever asks for it closes it."""
-        pipe = Pipe(cast("BlockingConnectionPool", self.client.connection_pool))
-        self._pipes.append(pipe)
-        return pipe
+    async def look(self, shard: Shard, *words: Argument) -> Any:
+        """The same, but records nothing, and does not ask whether the layout is ours."""
+        async with self._deadline():
+            return await self._on(shard, words, _is_something)
+
+    async def ask(self, server: Server, *words: Argument) -> Any:
+        """What a server says of itself, or of all keys that it has."""
+        with self.observer.watching(str(words[0]).lower()):
+            async with self._deadline():
+                return await server.execute(words, _is_something)
 
     def refused(self, text: str) -> StoreError:
         """The error that Redis means by a text. A server that has become a replica is left: see ``leave``."""
         if "READONLY" in text:
             self.leave()
+        if "CLUSTERDOWN" in text or "cluster is down" in text:
+            self.servers.doubt()
         return fault_of(text)
 
     def leave(self) -> None:
-        """Leaves a server that only reads, for it was a master once: where it is reached there may be another by now.
-
-        What is under way gets its reply. Once a second at most, should there be no other.
-        """
-        now = asyncio.get_running_loop().time()
-        if now - self._left >= LEAVE_SECONDS:
-            self._left = now
-            cut(self.client.connection_pool._available_connections)
-            for pipe in self._pipes:
-                pipe.retire("the store became read-only")
+        """Leaves servers that only read: see ``Server.leave``."""
+        self.servers.leave()
 
     async def close(self) -> None:
-        if not self._embedded:
-            self._cut()  # a server that reads no more would not let them be closed in order
-        await self.client.aclose()
+        await self.servers.close()
 
-    def _cut(self) -> None:
-        pool = self.client.connection_pool
-        cut([*pool._available_connections, *pool._in_use_connections])
+    async def _survey(self, shards: Sequence[Shard]) -> list[list[bytes] | StoreUnavailable]:
+        async def enroll(shard: Shard) -> list[bytes]:
+            with self.observer.watching("enroll"), translated():
+                async with asyncio.timeout(self.timeout / 2):
+                    return await self._enroll(shard)
 
-    async def _enroll(self) -> list[list[bytes]]:
-        # The first shard alone decides: a pod with another shard count must not write to shards that are none.
-        first, *others = self.shards
-        replies = [await self._enroll_shard(first)]
-        replies += await together(self._enroll_shard(shard) for shard in others)
-        self._enrolled = True
-        return replies
+        results = await asyncio.gather(*map(enroll, shards), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, StoreUnavailable):
+                raise result
+        return cast("list[list[bytes] | StoreUnavailable]", results)
 
-    async def _enroll_shard(self, shard: Shard) -> list[bytes]:
+    async def _enroll(self, shard: Shard) -> list[bytes]:
         reply: list[bytes] = await self._run("enroll", shard, (SCHEMA_VERSION, len(self.shards)))
         if reply[:2] != [b"%d" % SCHEMA_VERSION, b"%d" % len(self.shards)]:
-            self._enrolled = False
+            self._enrolled.clear()
             version, shards = (part.decode(errors="replace") or "?" for part in reply[:2])
             raise SchemaMismatch(
                 f"the store is laid out with {shards} shards in schema version {version}, this process has "
                 f"{len(self.shards)} shards and version {SCHEMA_VERSION}: set TRACKER_SHARDS={shards}, use another "
                 "TRACKER_NAMESPACE, or run the version that made it"
             )
+        self._enrolled.add(shard.number)
         return reply
 
     def _head(self, shard: Shard) -> tuple[Argument, ...]:
@@ -224,31 +267,36 @@ class Scripts:
 
     async def _run(self, name: str, shard: Shard, arguments: Sequence[Argument]) -> Any:
         try:
-            return await self._execute(self.by_digest(name, shard, arguments), is_reply)
-        except NoScriptError:
+            return await self._on(shard, self.by_digest(name, shard, arguments), is_reply)
+        except driver.NoScriptError:
             # Nothing ran: the cache was flushed, or this is another server than before. EVAL fills it again.
-            return await self._execute(self.by_source(name, shard, arguments), is_reply)
+            return await self._on(shard, self.by_source(name, shard, arguments), is_reply)
 
-    async def _execute(self, words: Sequence[Argument], fits: Callable[[Any], bool]) -> Any:
-        """The reply to a command. If it cannot be the true one, that may still come: nobody gets that connection."""
-        pool = self.client.connection_pool
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        left, trusted = self._left, False
-        try:
-            await connection.send_command(*words)
-            reply = await self.client.parse_response(connection, words[0])  # type: ignore[arg-type]
-            trusted = fits(reply)
-        except ResponseError as error:
-            trusted = True
-            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
-                self.leave()
-            raise
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise StoreUnavailable(NO_REPLY) from error  # the driver could make nothing of it
-        finally:
-            if not trusted or left != self._left:
-                await connection.disconnect(nowait=True)
-            await pool.release(connection)
-        if not trusted:
-            raise StoreUnavailable(NO_REPLY)
-        return reply
+    async def _on(self, shard: Shard, words: Sequence[Argument], fits: Callable[[Any], bool]) -> Any:
+        """The reply of the server that holds the shard. While it moves to another, waits as long as the caller does."""
+        at_once = True
+        while True:
+            server = await self.servers.holder(shard)
+            try:
+                return await server.execute(words, fits)
+            except driver.ResponseError as error:
+                if isinstance(error, driver.ClusterDownError):
+                    self.servers.doubt()
+                moving = isinstance(error, (driver.AskError, driver.TryAgainError)) or is_moving(str(error))
+                if not moving or not self.servers.several:
+                    raise
+                if isinstance(error, driver.MovedError):
+                    self.servers.moved(shard, error.message)
+                    if at_once:
+                        at_once = False
+                        continue
+            except BaseException:
+                self.servers.doubt()  # also by one who had to give up
+                raise
+            await asyncio.sleep(MOVING_SECONDS)
+
+
+def _servers(settings: Settings, client: Redis | None, shards: Sequence[Shard]) -> Servers:
+    if client is None and settings.on_cluster:
+        return Cluster(settings, shards)
+    return Alone(Server(connect(settings) if client is None else client, embedded=settings.in_memory))

@@ -16,14 +16,14 @@ from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 
+from tracker.store.poll import poll
+
 __all__ = ["FOLLOW_SECONDS", "MasterPool", "Sentinels", "cut"]
 
 logger = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 0.5
 """Time between two questions who the master is: at most so long, and a little, do writes go to an old one."""
-STRAGGLER_SECONDS = 0.05
-"""How long the others are waited for once most sentinels have answered."""
 
 Address = tuple[str, int]
 
@@ -88,25 +88,7 @@ class Sentinels:
 
     async def _views(self) -> tuple[list[_View], list[str]]:
         """What those sentinels say that answer in time, and why others do not."""
-        asked = {asyncio.create_task(self._view(client)) for client in self._clients}
-        try:
-            limit = asyncio.get_running_loop().time() + self._timeout
-            done: set[asyncio.Task[_View]] = set()
-            pending = asked
-            while pending and (left := limit - asyncio.get_running_loop().time()) > 0:
-                if sum(task.exception() is None for task in done) * 2 > len(asked):
-                    left = min(left, STRAGGLER_SECONDS)
-                arrived, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                done |= arrived
-                if not arrived:
-                    break
-        finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-        failed = [error for task in done if (error := task.exception()) is not None]
-        silent = [f"{len(pending)} gave no answer in time"] if pending else []
-        return [task.result() for task in done if task.exception() is None], [*map(str, failed), *silent]
+        return await poll((self._view(client) for client in self._clients), self._timeout)
 
     async def _view(self, client: Redis) -> _View:
         # In this order: the epoch first, so that an address never passes for newer than it is.

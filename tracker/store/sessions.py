@@ -16,7 +16,7 @@ from tracker.settings import Settings
 from tracker.store.batching import Batcher, Carrier, Operation, Reply
 from tracker.store.carriers import ClientCarrier, PipeCarrier
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
-from tracker.store.scripts import Argument, Scripts
+from tracker.store.scripts import MOVING_SECONDS, Argument, Scripts, is_moving
 from tracker.store.snapshot import decode, encode
 
 __all__ = ["Beat", "Created", "SessionStore"]
@@ -50,8 +50,9 @@ class SessionStore:
         self._observer = scripts.observer
         self._shards = len(scripts.shards)
         self._default_ttl = settings.ttl_seconds
-        self._pipe = None if settings.in_memory else scripts.pipe()
+        self._embedded = settings.in_memory
         self._batchers: dict[tuple[str, int], Batcher] = {}
+        self._clock = asyncio.get_running_loop().time
 
     async def create(self, request: CreateSession, idempotency_key: str | None = None) -> Created:
         """Registers a run. Raises Conflict, or IdempotencyMismatch when the key came with another body before."""
@@ -94,6 +95,7 @@ class SessionStore:
         outcomes: dict[Target, Beat | None] = dict.fromkeys(targets)
         places = [(target, shard) for target in outcomes if (shard := self._shard_of(target)) is not None]
         futures: list[asyncio.Future[Reply]] = []
+        began = self._clock()
         try:
             for target, shard in places:
                 futures.append(self._submit("heartbeat", shard, (target.kind, target.value, "", "")))
@@ -104,8 +106,10 @@ class SessionStore:
         for _ in range(len(outcomes) - len(places)):
             self._observer.missed("heartbeat")
         replies = await self._arrival("heartbeat", asyncio.gather(*futures))
-        for (target, _), reply in zip(places, replies, strict=True):
-            if self._checked(reply)[0] == b"renewed":
+        for (target, shard), first in zip(places, replies, strict=True):
+            operation = (target.kind, target.value, "", "")
+            reply = first if first[0] != b"error" else await self._again("heartbeat", shard, operation, first, began)
+            if reply[0] == b"renewed":
                 outcomes[target] = _beat(reply)
         return outcomes
 
@@ -126,8 +130,6 @@ class SessionStore:
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
-        if self._pipe is not None:
-            await self._pipe.close()
 
     def _home(self, request: CreateSession, idempotency_key: str | None) -> int:
         if anchor := request.task_id or idempotency_key:
@@ -167,14 +169,26 @@ class SessionStore:
         if shard is None:
             self._observer.missed(script)
             return None
-        future = self._submit(script, shard, (target.kind, target.value, *rest))
-        reply = self._checked(await self._arrival(script, future))
+        reply = await self._call(script, shard, (target.kind, target.value, *rest))
         if reply[0] == b"conflict":
             raise Conflict("Another session is the live one of this task", decode(reply[1], reply[2:]))
         return reply
 
     async def _call(self, script: str, shard: int, operation: Operation) -> Reply:
-        return self._checked(await self._arrival(script, self._submit(script, shard, operation)))
+        began = self._clock()
+        reply = await self._arrival(script, self._submit(script, shard, operation))
+        return reply if reply[0] != b"error" else await self._again(script, shard, operation, reply, began)
+
+    async def _again(self, script: str, shard: int, operation: Operation, reply: Reply, began: float) -> Reply:
+        """What comes of an operation that was refused. As long as that is because its keys are on their way to another
+        node of a cluster, it is sent again, until its deadline.
+        """
+        patient = self._scripts.servers.several
+        while reply[0] == b"error" and patient and is_moving(reply[1].decode(errors="replace")):
+            await asyncio.sleep(MOVING_SECONDS)
+            patient = self._clock() - began < self._scripts.timeout
+            reply = await self._arrival(script, self._submit(script, shard, operation))
+        return self._checked(reply)
 
     def _arrival(self, script: str, future: asyncio.Future[T]) -> Awaitable[T]:
         return future if self._observer.trace is None else self._traced(self._observer.trace(script), future)
@@ -204,9 +218,9 @@ class SessionStore:
 
     def _carrier(self, script: str, number: int) -> Carrier:
         shard = self._scripts.shards[number]
-        if self._pipe is None:
+        if self._embedded:
             return ClientCarrier(self._scripts, script, shard)
-        return PipeCarrier(self._scripts, self._pipe, script, shard)
+        return PipeCarrier(self._scripts, script, shard)
 
 
 def _optional(text: str | None) -> str:

@@ -79,7 +79,6 @@ async def open_store(
             async with asyncio.timeout(CLOSING_SECONDS):
                 await hub.close()
                 await sessions.close()
-                await hashes.close()
         await scripts.close()
 
 

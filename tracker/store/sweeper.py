@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from tracker.errors import StoreError, StoreFault
@@ -25,13 +25,12 @@ logger = logging.getLogger(__name__)
 
 BATCH = 100
 """Sessions ended per script call: some 2 ms of Redis's time, so that heartbeats get in between."""
-LANES = 4
-"""Batches under way at once. Shards take turns batch by batch: with much to end in one, other pulses stay young."""
 PULSE_SECONDS = 1.0
 PULSES_PER_SECOND = 256
 """What a pod may send: beyond so many shards pulses are further apart, and patience is longer."""
 PATIENCE_PULSES = 3
 """How many pulses must fail to come until that is an outage: a busy machine pauses for a second now and then."""
+SAME_OUTAGE_MS = 2000
 
 
 class _Swept(NamedTuple):
@@ -50,26 +49,27 @@ class Sweeper:
         self._interval = settings.sweep_interval_seconds
         self._pulse_interval = max(PULSE_SECONDS, len(scripts.shards) / PULSES_PER_SECOND)
         self._longest_hold = round(settings.ttl_seconds * 1000)
-        self._reachable = True
+        self._lost: set[Shard] = set()
         self._held_until = 0
-        self._lanes = asyncio.Semaphore(LANES)
         self._spare_siblings = settings.agent_cleanup == "expired"
 
     async def run(self) -> None:
         """Pulses and sweeps until cancelled. An unreachable store is waited out, and logged once per outage."""
-        # Not one after the other: a sweep with much to end must not hold up the pulse.
+        # Not one after the other: neither a sweep with much to end nor a shard that is lost must hold up a pulse.
         await together(
-            [self._repeat(self._pulse_in_turn, self._pulse_interval), self._repeat(self._sweep_in_turn, self._interval)]
+            self._repeat(work, shard, interval)
+            for shard in self._scripts.shards
+            for work, interval in ((self._pulse_in_turn, self._pulse_interval), (self._sweep_in_turn, self._interval))
         )
 
     async def pulse(self) -> None:
         """Says that a pod is there to take heartbeats. After an outage this begins the hold; each pod logs it once."""
-        await self._pulse_all(skip_if_younger_ms=0)
+        await self._pulse_some(self._scripts.shards, skip_if_younger_ms=0)
 
     async def sweep(self) -> int:
         """Ends every session whose TTL has run out; how many. Raises StoreFault if some could not be ended."""
         await self.pulse()
-        return await self._sweep_all(skip_if_younger_ms=0)
+        return await self._sweep_some(self._scripts.shards, skip_if_younger_ms=0)
 
     async def cleanup(self, request: Cleanup) -> int:
         """Ends the sessions that a cleanup asks for; how many this very call ended.
@@ -85,48 +85,57 @@ class Sweeper:
         self._raise_for([shard for shard in walked if shard.failed])
         return swept + sum(shard.ended for shard in walked)
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]], interval: float) -> None:
+    async def _repeat(self, work: Callable[[Shard], Awaitable[None]], shard: Shard, interval: float) -> None:
         while True:
             try:
-                await work()
-                if not self._reachable:
-                    logger.info("the store is back")
-                self._reachable = True
+                await work(shard)
+                self._found(shard)
             except StoreFault as error:
                 logger.error("sweep: %s", error)
             except StoreError as error:
-                if self._reachable:
-                    logger.error("sweep: %s", error)
-                self._reachable = False
+                self._miss(shard, error)
             except Exception:
                 logger.exception("sweep failed")
             await asyncio.sleep(interval * random.uniform(0.9, 1.0))  # noqa: S311 - spreads pods, keeps no secret
 
-    async def _pulse_in_turn(self) -> None:
-        await self._pulse_all(skip_if_younger_ms=round(self._pulse_interval * 500))
+    def _miss(self, shard: Shard, error: StoreError) -> None:
+        """One line when the first shard is lost."""
+        if not self._lost:
+            logger.error("sweep: %s", error)
+        self._lost.add(shard)
 
-    async def _sweep_in_turn(self) -> None:
+    def _found(self, shard: Shard) -> None:
+        """One line when the last is back."""
+        if shard in self._lost:
+            self._lost.remove(shard)
+            if not self._lost:
+                logger.info("the store is back")
+
+    async def _pulse_in_turn(self, shard: Shard) -> None:
+        await self._pulse_some([shard], skip_if_younger_ms=round(self._pulse_interval * 500))
+
+    async def _sweep_in_turn(self, shard: Shard) -> None:
         # Also notices a store that was emptied or replaced meanwhile.
-        await self._scripts.enroll()
-        await self._sweep_all(skip_if_younger_ms=round(self._interval * 500))
+        await self._scripts.enroll_one(shard)
+        await self._sweep_some([shard], skip_if_younger_ms=round(self._interval * 500))
 
-    async def _pulse_all(self, skip_if_younger_ms: int) -> None:
+    async def _pulse_some(self, shards: Sequence[Shard], skip_if_younger_ms: int) -> None:
         patience = round(self._pulse_interval * 1000 * PATIENCE_PULSES)
         replies = await together(
-            self._batch("pulse", shard, skip_if_younger_ms, patience, self._longest_hold)
-            for shard in self._scripts.shards
+            self._batch("pulse", shard, skip_if_younger_ms, patience, self._longest_hold) for shard in shards
         )
         # Not only whoever began the hold tells of it: its reply may have come too late, as from a store that froze.
         holds = [tuple(map(int, reply)) for reply in replies if reply[0]]
-        if holds and max(holds)[0] > self._held_until:
+        # Of an outage that several shards had one line is enough: their holds end within moments of each other.
+        if holds and max(holds)[0] > self._held_until + SAME_OUTAGE_MS:
             self._held_until, began, ended = max(holds)
             logger.warning(
                 "there was an outage from %s to %s: nobody who was alive then expires before %s",
                 *map(timestamp, (began, ended, self._held_until)),
             )
 
-    async def _sweep_all(self, skip_if_younger_ms: int) -> int:
-        swept = await together(self._sweep(shard, skip_if_younger_ms) for shard in self._scripts.shards)
+    async def _sweep_some(self, shards: Sequence[Shard], skip_if_younger_ms: int) -> int:
+        swept = await together(self._sweep(shard, skip_if_younger_ms) for shard in shards)
         ended = sum(shard.ended for shard in swept)
         if ended:
             logger.info("swept %d expired sessions", ended)
@@ -153,8 +162,11 @@ class Sweeper:
     async def _batch(self, script: str, shard: Shard, *arguments: Argument) -> Any:
         """One script call; the wait for a lane counts towards its deadline."""
         with translated():
-            async with asyncio.timeout(self._scripts.timeout), self._lanes:
-                return await self._scripts.run(script, shard, *arguments)
+            async with asyncio.timeout(self._scripts.timeout):
+                # Of the server, so that one that hangs keeps nobody from the others.
+                server = await self._scripts.servers.holder(shard)
+                async with server.lanes:
+                    return await self._scripts.run(script, shard, *arguments)
 
     async def _walk(self, shard: Shard, request: Cleanup) -> _Swept:
         only_agent = request.max_age_minutes is None and request.runtime_instance_id is None
