@@ -27,7 +27,7 @@ serve: $(RUNTIME) ## start the tracker on http://localhost:3013 (options: ARGS="
 	@$(BIN)/tracker serve $(ARGS)
 
 test: lint ## lint, then run the tests (some of them: ARGS="tests/store -k sweep")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 torture: $(DEVELOPMENT) ## freeze and kill pods and Redis under load for two minutes, then judge (ARGS="--seed 7")
 	$(BIN)/python -m tests.torture $(ARGS)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.sentinel_servers import MASTER, Fleet, ask, running_sentinels
 from tests.store.wire import a_run
+from tests.sweeping import sweeping
 from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
@@ -95,11 +96,10 @@ async def main(failovers: int) -> int:
         async with running_sentinels(Path(directory)) as fleet:
             settings = Settings(store_url=f"{fleet.url}?client_name={NAME}", sweep_interval_seconds=0.5)
             async with open_store(settings) as pod:
-                sweeping = asyncio.create_task(pod.sweeper.run())
                 load = Load(pod)
-                for number in range(failovers):
-                    stranded += await fail_over(fleet, load, number)
-                sweeping.cancel()
+                async with sweeping(pod):
+                    for number in range(failovers):
+                        stranded += await fail_over(fleet, load, number)
     return 1 if stranded else 0
 
 

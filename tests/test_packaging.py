@@ -457,7 +457,12 @@ def test_make_installs_only_what_is_new(tmp_path: Path) -> None:
 
     for tool in ("ruff", "mypy"):
         shutil.copy(machine.commands / "python3", machine.clone / ".venv" / "bin" / tool)
-    checks = ["ruff check", "ruff format --check", "mypy", "python -m pytest -k sweep"]
+    checks = [
+        "ruff check",
+        "ruff format --check",
+        "mypy",
+        "python -m pytest -n auto --maxprocesses 4 --dist loadfile -k sweep",
+    ]
     assert machine.make("test", "ARGS=-k sweep")[1] == [*development, *checks]
     assert machine.make("test", "ARGS=-k sweep")[1] == checks
 

@@ -33,12 +33,6 @@ START_SECONDS = 30
 Json = dict[str, Any]
 
 
-@pytest.fixture(params=["memory", "redis"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """The cluster is for tests of the store; over HTTP the contract runs on it."""
-    return str(request.param)
-
-
 class Api:
     """The application at work, and the store behind it. Paths are those below /api/active-sessions."""
 

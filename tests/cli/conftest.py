@@ -18,12 +18,6 @@ from tracker.cli.main import app
 KEY, READ_KEY = "key-that-writes", "key-that-reads"
 
 
-@pytest.fixture(params=["memory", "redis"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """What the store is does not show through the commands."""
-    return str(request.param)
-
-
 class Commands:
     """Runs `tracker ...` here, as against that server; ``url`` and ``key`` for those that run elsewhere."""
 

@@ -30,12 +30,6 @@ PATIENT = Retries(timeout_seconds=20, deadline_seconds=60)
 """For calls whose answer is to come, however loaded the machine is."""
 
 
-@pytest.fixture(params=["memory", "redis"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """What the store is does not show through the client."""
-    return str(request.param)
-
-
 class Driver:
     """Either client. ``call`` takes the name of a method; a run is entered by `track`."""
 

@@ -1,4 +1,4 @@
-"""Every call of the API through both clients, on both backends: what it answers, and what it refuses."""
+"""Every call of the API through both clients, on every backend: what it answers, and what it refuses."""
 
 from __future__ import annotations
 

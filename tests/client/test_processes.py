@@ -1,4 +1,4 @@
-"""What becomes of runs when their process dies, exits or forks, on both backends."""
+"""What becomes of runs when their process dies, exits or forks, on every backend."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from tests.patience import until
 from tests.raw import read_raw
 from tests.redis_cluster import PATIENCE_SECONDS, RedisCluster, running_cluster
 from tests.store.wire import a_list, a_run, some_events
+from tests.sweeping import sweeping
 from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
@@ -62,12 +63,9 @@ async def pod(cluster: RedisCluster, namespace: str, deadline: float) -> AsyncIt
         store_timeout_seconds=deadline,
         sweep_interval_seconds=0.5,
     )
-    async with open_store(settings) as store:
-        sweeping = asyncio.create_task(store.sweeper.run())
+    async with open_store(settings) as store, sweeping(store):
         await asyncio.gather(*(store.sessions.create(a_run(f"t{number}")) for number in range(SESSIONS)))
         yield store
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
 
 
 class Beat(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from tests.patience import until
 from tests.sentinel_servers import MASTER, PATIENCE_SECONDS, Fleet, ask, running_sentinels
 from tests.store.wire import a_list, a_run
+from tests.sweeping import sweeping
 from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
@@ -27,10 +28,8 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 @pytest.fixture
 async def pod(fleet: Fleet, namespace: str) -> AsyncIterator[Store]:
-    async with open_store(settings_on(fleet, namespace)) as store:
-        sweeping = asyncio.create_task(store.sweeper.run())
+    async with open_store(settings_on(fleet, namespace)) as store, sweeping(store):
         yield store
-        sweeping.cancel()
 
 
 def settings_on(fleet: Fleet, namespace: str) -> Settings:

@@ -42,7 +42,7 @@ from tracker.store.store import open_store
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 """The same, for much longer and with other examples each time."""
-EXAMPLES = {"memory": 300, "redis": 300} if LONG else {"memory": 20, "redis": 40}
+EXAMPLES = dict.fromkeys(("memory", "redis", "cluster"), 300) if LONG else {"memory": 20, "redis": 40, "cluster": 10}
 STEPS = 100 if LONG else 50
 
 # Deadlines are off by 50 s, outages by 300 s each, ages in minutes by 20 s from all that may be compared with them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -23,6 +23,7 @@ class Line:
         self.closed = False
         self.batcher = Batcher(self, timeout)
         self._landing: Callable[[list[Reply] | StoreError], None] | None = None
+        self._replies: list[asyncio.Future[Reply]] = []
 
     def carry(self, operations: list[Operation], landing: Callable[[list[Reply] | StoreError], None]) -> None:
         assert self._landing is None, "one flight at a time"
@@ -37,7 +38,14 @@ class Line:
         self.closed = True
 
     def submit(self, *names: str) -> list[asyncio.Future[Reply]]:
-        return [self.batcher.submit([name]) for name in names]
+        replies = [self.batcher.submit([name]) for name in names]
+        self._replies += replies
+        return replies
+
+    def leave(self) -> None:
+        """Nobody waits any more, or time would run out during a later test, which shares the loop."""
+        for reply in self._replies:
+            reply.cancel()
 
     def land(self, outcome: StoreError | None = None) -> None:
         """Every operation is answered with its own name, or all with the error."""
@@ -53,13 +61,17 @@ async def settle() -> None:
 
 
 @pytest.fixture
-async def line() -> Line:
-    return Line()
+async def line() -> AsyncIterator[Line]:
+    line = Line()
+    yield line
+    line.leave()
 
 
 @pytest.fixture
-async def hurried() -> Line:
-    return Line(IMPATIENT)
+async def hurried() -> AsyncIterator[Line]:
+    line = Line(IMPATIENT)
+    yield line
+    line.leave()
 
 
 # --- who flies when ---------------------------------------------------------------------------------------------------

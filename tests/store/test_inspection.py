@@ -18,6 +18,7 @@ from tests.store.wire import a_run
 from tracker.errors import SchemaMismatch, StoreUnavailable
 from tracker.settings import Settings
 from tracker.store import inspection
+from tracker.store.ending import end
 from tracker.store.scripts import Scripts
 from tracker.store.server import Server
 from tracker.store.store import Store, open_store, verify
@@ -152,7 +153,7 @@ async def test_watching_logs_a_warning_when_it_first_appears_and_again_when_it_c
     with caplog.at_level(logging.WARNING):
         watching = asyncio.create_task(store.watch())
         await asyncio.wait_for(done.wait(), 20)
-        watching.cancel()
+        await end([watching])
     warnings = [record.getMessage() for record in caplog.records if "maxmemory-policy" in record.getMessage()]
     assert len(warnings) == 2
     assert all(warning.startswith("STORE: ") for warning in warnings)
@@ -174,4 +175,4 @@ async def test_watching_outlasts_a_store_that_is_away(
                     return any("append-only file is off" in record.getMessage() for record in caplog.records)
 
                 await until(warned)
-            watching.cancel()
+            await end([watching])

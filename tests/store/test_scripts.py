@@ -16,6 +16,7 @@ from tests.conftest import OpenPod
 from tests.patience import until
 from tests.raw import client_of, read_raw
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
+from tests.sweeping import sweeping
 from tracker.errors import SchemaMismatch, StoreFault
 from tracker.models import Target
 from tracker.store.scripts import NAMES, together
@@ -227,9 +228,8 @@ async def test_an_emptied_store_is_enrolled_in_again(store: Store) -> None:
     async def enrolled_and_swept() -> bool:
         return all({"schema", "clock"} <= raw.keys() for raw in await read_raw(store))
 
-    sweeping = asyncio.create_task(store.sweeper.run())
-    await until(enrolled_and_swept)
-    sweeping.cancel()
+    async with sweeping(store):
+        await until(enrolled_and_swept)
     assert await store.sessions.get(TASK) is None
     assert (await store.sessions.create(a_run())).outcome == "created"
     assert await audit(store) == 1

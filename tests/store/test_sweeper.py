@@ -17,6 +17,7 @@ from tests.conftest import OpenPod
 from tests.patience import until
 from tests.raw import read_now, read_raw
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
+from tests.sweeping import sweeping
 from tracker.errors import StoreUnavailable
 from tracker.models import Event, Session, Target
 from tracker.store.scripts import together
@@ -644,17 +645,15 @@ async def test_each_pod_logs_an_outage_once_whoever_noticed_it(
 async def test_running_it_sweeps_again_and_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """I11: an end event comes within an interval of the deadline."""
     with caplog.at_level(logging.INFO):
-        sweeping = asyncio.create_task(store.sweeper.run())
-        for number in range(3):
-            await make(store, f"t{number}")
-            await advance(store, 1801)
+        async with sweeping(store):
+            for number in range(3):
+                await make(store, f"t{number}")
+                await advance(store, 1801)
 
-            async def told(count: int = number + 1) -> bool:
-                return len(await ended(store)) == count
+                async def told(count: int = number + 1) -> bool:
+                    return len(await ended(store)) == count
 
-            await until(told)
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+                await until(told)
     assert "swept 1 expired sessions" in caplog.messages
 
 
@@ -664,10 +663,8 @@ async def test_pods_that_sweep_at_once_leave_it_to_one(store: Store, open_pod: O
     await store.sweeper.sweep()
     await make(store, "t1")
     await advance(store, 1801)
-    async with open_pod() as pod:
-        sweeping = asyncio.create_task(pod.sweeper.run())
+    async with open_pod() as pod, sweeping(pod):
         await asyncio.sleep(0.1)
-        sweeping.cancel()
     assert await ended(store) == []
     assert await store.sweeper.sweep() == 1
 
@@ -692,11 +689,10 @@ async def test_the_loop_outlasts_an_unreachable_store_and_tells_once_each_way(
 
     with caplog.at_level(logging.INFO):
         monkeypatch.setattr(store.scripts, "_run", unreachable)
-        sweeping = asyncio.create_task(store.sweeper.run())
-        await until(tried)
-        monkeypatch.setattr(store.scripts, "_run", run)
-        await until(back)
-        sweeping.cancel()
+        async with sweeping(store):
+            await until(tried)
+            monkeypatch.setattr(store.scripts, "_run", run)
+            await until(back)
     assert caplog.messages.count("sweep: the store is away") == 1
     assert caplog.messages.count("the store is back") == 1
 
@@ -713,12 +709,10 @@ async def test_the_loop_outlasts_a_session_that_cannot_be_ended_and_goes_on_tell
     async def told_twice() -> bool:
         return sum("1 sessions could not be ended" in message for message in caplog.messages) >= 2
 
-    sweeping = asyncio.create_task(store.sweeper.run())
-    await until(told_twice)
-    await store.scripts.command("DEL", store.scripts.shards[0].prefix + "task:t1")
-
     async def told() -> bool:
         return len(await ended(store)) == 1
 
-    await until(told)
-    sweeping.cancel()
+    async with sweeping(store):
+        await until(told_twice)
+        await store.scripts.command("DEL", store.scripts.shards[0].prefix + "task:t1")
+        await until(told)

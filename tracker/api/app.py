@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from tracker.api.watch import Watch
 from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import Settings
+from tracker.store.ending import end
 from tracker.store.store import open_store
 
 __all__ = ["create_app", "from_environment"]
@@ -67,7 +68,7 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
             finally:
                 access.flush()
                 metrics.flush()
-                await _end(tasks)
+                await end(tasks)
                 if tracing is not None:
                     await tracing.close()
 
@@ -100,15 +101,6 @@ def _tracing(environ: Mapping[str, str]) -> Tracing | None:
     except ValueError as error:
         logger.warning("no traces: %s", error)
         return None
-
-
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancels until it works: before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow one."""
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        _, running = await asyncio.wait(running, timeout=0.1)
 
 
 class Tracker(Starlette):

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from tracker.errors import StoreError
 from tracker.settings import Settings
 from tracker.store.connection import connect_listener, connect_node, translated
+from tracker.store.ending import end
 from tracker.store.feed import Position, written
 from tracker.store.keys import Shard
 from tracker.store.scripts import Scripts, is_moving
@@ -90,12 +91,7 @@ class Carillon:
 
     async def close(self) -> None:
         listening, self._listening = [*self._listening.values()], {}
-        while listening:
-            # Again until it works: before Python 3.12 the driver's time-outs may swallow a cancellation.
-            for task in listening:
-                task.cancel()
-            _, pending = await asyncio.wait(listening, timeout=0.1)
-            listening = [*pending]
+        await end(listening)
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     async def _listen(self, shard: Shard, head: Position) -> bool:

@@ -20,6 +20,7 @@ from tracker.cluster_url import ClusterUrl
 from tracker.errors import StoreUnavailable
 from tracker.settings import Settings
 from tracker.store.connection import POOL_CONNECTIONS, Address, connect_node
+from tracker.store.ending import end
 from tracker.store.keys import Shard
 from tracker.store.poll import poll
 from tracker.store.server import Server
@@ -168,10 +169,8 @@ class Cluster:
     async def close(self) -> None:
         self._closed = True
         looking, self._looking = self._looking, None
-        while looking is not None and not looking.done():
-            # Again until it works: before Python 3.12 the driver's time-outs may swallow a cancellation.
-            looking.cancel()
-            await asyncio.wait([looking], timeout=0.1)
+        if looking is not None:
+            await end([looking])
         servers = [*self._servers.values(), *self._scouts.values()]
         self._servers, self._scouts, self._owners = {}, {}, {}
         await asyncio.gather(*(server.close() for server in servers))

@@ -18,6 +18,7 @@ from tracker.errors import PositionLost, StoreError, TooManyReaders
 from tracker.models import ListEvents
 from tracker.settings import Settings
 from tracker.store.bell import Bell, Carillon, Clock, Doorbell
+from tracker.store.ending import end
 from tracker.store.feed import Change, Feed, Found, Position, written
 from tracker.store.scripts import Scripts
 
@@ -90,10 +91,7 @@ class Hub:
     async def close(self) -> None:
         self.stop()
         self._rest()
-        while self._ending:
-            await asyncio.wait(self._ending, timeout=0.1)
-            for task in self._ending:
-                task.cancel()  # again: before Python 3.12 ``asyncio.wait_for``, which the driver uses, may swallow one
+        await end(self._ending)
         if self._closing:
             await asyncio.wait(self._closing)
 

@@ -16,6 +16,7 @@ from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 
+from tracker.store.ending import end
 from tracker.store.poll import poll
 
 __all__ = ["FOLLOW_SECONDS", "MasterPool", "Sentinels", "cut"]
@@ -148,10 +149,8 @@ class MasterPool(BlockingConnectionPool):
 
     async def aclose(self) -> None:
         following, self._following = self._following, None
-        while following is not None and not following.done():
-            # Again until it works: before Python 3.12 the driver's time-outs may swallow a cancellation.
-            following.cancel()
-            await asyncio.wait([following], timeout=0.1)
+        if following is not None:
+            await end([following])
         await super().aclose()
         await self._sentinels.close()
 
