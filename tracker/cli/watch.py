@@ -109,8 +109,10 @@ async def _watch(client: AsyncTrackerClient, agent: str | None) -> None:
     board = Board(agent)
     quitting = asyncio.Event()
     async with client:
-        board.events.extend(reversed((await client.list_events(last=FEED_LINES, agent_id=agent))["events"]))
-        tasks = [asyncio.create_task(work) for work in (_follow(client, board), _read(client, board), quitting.wait())]
+        past = await client.list_events(last=FEED_LINES, agent_id=agent)
+        board.events.extend(reversed(past["events"]))
+        following = _follow(client, board, past["next"])
+        tasks = [asyncio.create_task(work) for work in (following, _read(client, board), quitting.wait())]
         try:
             with _keys(quitting), Live(console=console(), screen=True, auto_refresh=False) as live:
                 while not any(task.done() for task in tasks):
@@ -125,8 +127,8 @@ async def _watch(client: AsyncTrackerClient, agent: str | None) -> None:
             raise outcome
 
 
-async def _follow(client: AsyncTrackerClient, board: Board) -> None:
-    async for event in client.events(after=None, agent_id=board.agent):
+async def _follow(client: AsyncTrackerClient, board: Board, after: str) -> None:
+    async for event in client.events(after=after, agent_id=board.agent):
         board.add(event)
 
 
