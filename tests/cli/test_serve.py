@@ -314,7 +314,7 @@ def running(*arguments: str, program: str = "", **variables: str) -> Iterator[Se
         yield Server(process)
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # which waits for no drain
             process.wait(PATIENCE_SECONDS)
 
 
@@ -680,6 +680,7 @@ def test_who_connects_and_says_nothing_does_not_hold_it_up() -> None:
         server.process.terminate()
         assert answer(newcomer) == (0, b"")
         assert stops(server, began) == 0
+    assert not [line for line in server.lines if " ERROR " in line]
 
 
 # Draining
@@ -737,7 +738,9 @@ def test_on_sigterm_it_drains_until_a_second_signal(
         assert begun.status_code == 201
         received = b""
         while begun.json()["session"]["id"].encode() not in received:
-            received += listening.recv(4096) or b"nothing"
+            chunk = listening.recv(4096)
+            assert chunk, "ended before the drain did"
+            received += chunk
         began = time.monotonic()
         server.process.send_signal(then)
         assert rest(listening).endswith(b"0\r\n\r\n"), "broken off"

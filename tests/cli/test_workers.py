@@ -20,12 +20,12 @@ PATIENCE_SECONDS = 60
 
 
 class Deaf:
-    """A worker that hears no signal but SIGKILL, with what Workers want of a process."""
+    """A worker that hears no signal but SIGKILL, with what Workers want of a process; it ends after so many seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 600) -> None:
         ignore = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]"
         self._popen = subprocess.Popen(
-            [sys.executable, "-c", f"{ignore}; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
+            [sys.executable, "-c", f"{ignore}; print(flush=True); time.sleep({seconds})"], stdout=subprocess.PIPE
         )
         assert self._popen.stdout is not None
         with self._popen.stdout as said:
@@ -70,6 +70,16 @@ def codes(workers: Workers) -> list[int | None]:
 def test_one_that_hangs_does_not_keep_the_others_from_ending(workers: Workers) -> None:
     workers.join_all()
     assert codes(workers) == [-signal.SIGKILL] * 3
+
+
+def test_one_that_drains_is_left_alone(workers: Workers) -> None:
+    for deaf in workers._everybody():
+        deaf.kill()
+    workers._leaving = []
+    workers.processes = [Deaf(0.5)]  # type: ignore[list-item]
+    workers._drain_seconds = 600
+    workers.join_all()
+    assert codes(workers) == [0]
 
 
 @pytest.mark.parametrize("told", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]])
