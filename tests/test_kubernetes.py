@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tracker.api.routes import OPERATIONS
 from tracker.cli.serve import SHUTDOWN_SECONDS
+from tracker.cli.workers import STRAGGLER_SECONDS
 from tracker.settings import Settings
 
 with warnings.catch_warnings():
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
 VERSION = kubernetes_validate.latest_version()
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 MANIFESTS: dict[str, Any] = {name: yaml.safe_load((FOLDER / name).read_text()) for name in KUSTOMIZATION["resources"]}
+A_LOOK_AT_SIGNALS = 0.5
 
 POD = MANIFESTS["deployment.yaml"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -76,9 +78,11 @@ def test_the_probes_ask_for_what_is_served() -> None:
     assert probes["readinessProbe"] == "/ready"
 
 
-def test_a_pod_has_time_to_end_in_order() -> None:
-    before = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert POD["terminationGracePeriodSeconds"] > before + SHUTDOWN_SECONDS + 2
+def test_a_pod_serves_on_while_others_learn_that_it_goes_and_then_has_time_to_end_in_order() -> None:
+    """A runner heartbeats every five seconds: each gets an answer that sends it elsewhere."""
+    drain = float(MANIFESTS["configmap.yaml"]["data"]["TRACKER_DRAIN_SECONDS"])
+    assert drain > 5
+    assert POD["terminationGracePeriodSeconds"] > drain + SHUTDOWN_SECONDS + STRAGGLER_SECONDS + A_LOOK_AT_SIGNALS
 
 
 def test_a_rollout_takes_no_pod_away_before_its_heir_is_ready() -> None:

@@ -55,7 +55,7 @@ def room_of(module: str) -> str:
         return "vocabulary"
     if module in ("tracker.__main__", "tracker.cli.main"):
         return "entry"
-    if module in ("tracker.cli.serve", "tracker.cli.protocol"):
+    if module in ("tracker.cli.serve", "tracker.cli.protocol", "tracker.cli.workers"):
         return "cli/serve"
     if module == "tracker.cli.doctor":
         return "cli/doctor"

@@ -288,6 +288,18 @@ def test_the_api_key_is_required_and_comes_from_the_environment(file: str) -> No
 
 
 @pytest.mark.parametrize("file", [SINGLE, CLUSTER])
+def test_a_pod_drains_for_longer_than_the_proxy_takes_to_notice_and_then_has_ten_seconds(file: str) -> None:
+    """Of the drain half is left for machines under load."""
+    api = compose(file)["services"]["api"]
+    drain = float(api["environment"]["TRACKER_DRAIN_SECONDS"])
+    proxy = (ROOT / "deploy" / "haproxy.cfg").read_text()
+    checks = re.search(r"check inter (\d+)s fastinter (\d+)ms fall (\d+) ", proxy)
+    assert checks
+    assert drain >= 2 * (int(checks[1]) + (int(checks[3]) - 1) * int(checks[2]) / 1000)
+    assert int(api["stop_grace_period"].removesuffix("s")) >= drain + 10
+
+
+@pytest.mark.parametrize("file", [SINGLE, CLUSTER])
 def test_the_settings_in_the_compose_file_exist(file: str) -> None:
     """Each variable is one that the tracker reads."""
     environment = compose(file)["services"]["api"]["environment"]

@@ -3,27 +3,18 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
-import shutil
-import socket
-import struct
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import cast
 
 import httpx
 import pytest
 
+from tests.haproxy import CONFIGURATION, NameServer, needs_haproxy, running_haproxy
+from tests.patience import until
 from tracker.settings import Settings
 
-CONFIGURATION = Path(__file__).parent.parent / "deploy" / "haproxy.cfg"
-
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or (shutil.which("haproxy") is None and not os.environ.get("CI")),
-    reason="needs HAProxy (Debian: apt-get install haproxy) and the many loopback addresses of Linux",
-)
+pytestmark = needs_haproxy
 
 Head = dict[str, str]
 Answer = Callable[["Pod", str, asyncio.StreamWriter], Awaitable[None]]
@@ -94,24 +85,6 @@ async def break_off(pod: Pod, line: str, writer: asyncio.StreamWriter) -> None:
     raise ConnectionResetError
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Answers every question for an IPv4 address with `addresses`, as Docker's does for a service's replicas."""
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.DatagramTransport", transport)
-
-    def datagram_received(self, data: bytes, peer: tuple[str | int, int]) -> None:
-        end = data.index(b"\0", 12) + 5  # the name's closing zero, then type and class
-        (kind,) = struct.unpack_from("!H", data, end - 4)
-        addresses = self.addresses if kind == 1 else []
-        header = data[:2] + struct.pack("!HHHHH", 0x8180, 1, len(addresses), 0, 0)
-        records = (b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + socket.inet_aton(a) for a in addresses)
-        self.transport.sendto(header + data[12:end] + b"".join(records), peer)
-
-
 class Service:
     """A proxy, its name server and its pods; `client` talks to the proxy."""
 
@@ -136,17 +109,6 @@ class Service:
                 await asyncio.sleep(0.02)
 
 
-def replaced(text: str, old: str, new: str, *, times: int) -> str:
-    assert text.count(old) == times, f"{old!r} is not {times} times in {CONFIGURATION.name}"
-    return text.replace(old, new)
-
-
-async def stop(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
-
-
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """Two pods behind the proxy, both known to be ready."""
@@ -157,28 +119,9 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
             port = await pod.start(port)
             stack.push_async_callback(pod.kill)
 
-        transport, names = await asyncio.get_running_loop().create_datagram_endpoint(
-            NameServer, local_addr=("127.0.0.1", 0)
+        url, names = await stack.enter_async_context(
+            running_haproxy(tmp_path, port, *(pod.address for pod in pods[:2]))
         )
-        stack.callback(transport.close)
-        address = transport.get_extra_info("sockname")
-        names.addresses = [pod.address for pod in pods[:2]]
-
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        text = CONFIGURATION.read_text()
-        text = replaced(text, "bind :3013", f"bind fd@{listener.fileno()}", times=1)
-        text = replaced(text, "parse-resolv-conf", f"nameserver test 127.0.0.1:{address[1]}", times=1)
-        text = replaced(text, "api:3013", f"api:{port}", times=2)
-        text = replaced(text, "maxconn 10000", "maxconn 100", times=1)  # what any machine's limit on open files allows
-        file = tmp_path / "haproxy.cfg"
-        file.write_text(text)
-        haproxy = await asyncio.create_subprocess_exec(
-            "haproxy", "-db", "-f", file, pass_fds=[listener.fileno()], stdout=asyncio.subprocess.DEVNULL
-        )
-        listener.close()
-        stack.push_async_callback(stop, haproxy)
-
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False, timeout=20))
         service = Service(client, names, pods)
         await service.until_answering(*pods[:2])
@@ -257,6 +200,57 @@ async def test_a_pod_that_is_not_ready_gets_no_requests_until_it_is(service: Ser
     await service.until_answering(left)
     unready.ready = True
     await service.until_answering(unready, left)
+
+
+async def test_a_kept_connection_moves_on_when_its_pod_is_not_ready_any_more(service: Service) -> None:
+    """The caller's own stays as it is, with one request after the other answered, though it preferred its last pod."""
+    host, port = service.client.base_url.host, service.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+
+    async def ask() -> str:
+        writer.write(f"PUT / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        (length,) = re.findall(r"content-length: (\d+)", head)
+        body: dict[str, str] = json.loads(await reader.readexactly(int(length)))
+        assert head.startswith("http/1.1 200 ")
+        assert "connection: close" not in head
+        return body["pod"]
+
+    first = await ask()
+    assert await ask() == first
+    (leaving,) = (pod for pod in service.pods if pod.address == first)
+    leaving.ready = False
+
+    async def has_moved() -> bool:
+        return await ask() != first
+
+    await until(has_moved)
+    assert leaving.connections, "its connection to that pod is still there, and nothing is sent on it"
+    requests = len(leaving.requests)
+    for _ in range(10):
+        assert await ask() != first
+    assert len(leaving.requests) == requests
+    writer.close()
+
+
+async def test_a_pod_that_ends_its_connection_with_an_answer_does_not_end_the_callers(service: Service) -> None:
+    """As a draining pod does with each answer."""
+
+    async def say_good_bye(pod: Pod, line: str, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps({"pod": pod.address}).encode()
+        writer.write(b"HTTP/1.1 200 -\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        raise ConnectionResetError
+
+    for pod in service.pods:
+        pod.answer = say_good_bye
+    async with httpx.AsyncClient(
+        base_url=service.client.base_url, trust_env=False, timeout=20, limits=httpx.Limits(max_connections=1)
+    ) as client:
+        for _ in range(20):
+            answer = await client.put("/")
+            assert answer.status_code == 200
+            assert "connection" not in answer.headers
 
 
 async def test_with_no_pod_ready_the_pods_themselves_answer(service: Service) -> None:

@@ -466,7 +466,7 @@ class Health(TypedDict):
 class Ready(TypedDict):
     """Whether the store can be used, and what an operator should know."""
 
-    status: Annotated[Literal["ready", "unavailable"], Field(description="Whether sessions can be served.")]
-    error: NotRequired[Annotated[str, Field(description="Why they cannot.")]]
+    status: Annotated[Literal["ready", "draining", "unavailable"], Field(description="Whether to send callers here.")]
+    error: NotRequired[Annotated[str, Field(description="Why not.")]]
     store: NotRequired[Annotated[dict[str, Any], Field(description="What the store tells of itself.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="What an operator should change.")]]

@@ -220,6 +220,15 @@ class Settings(BaseModel, frozen=True):
         description="How long an idle connection stays open. Longer than the proxy's in front, or requests get lost.",
         json_schema_extra=_unit("seconds"),
     )
+    drain_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=300,
+        allow_inf_nan=False,
+        description="How long a server that gets SIGTERM serves on before it stops: /ready says no meanwhile, and each "
+        "answer closes its connection. Longer than the proxy in front takes to notice.",
+        json_schema_extra=_unit("seconds"),
+    )
     log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
         default="info", description="Least severe messages to log: debug, info, warning, error or critical."
     )

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -27,6 +27,7 @@ from tests.streams import request
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.main import app
+from tracker.cli.workers import STRAGGLER_SECONDS, Workers
 from tracker.errors import SchemaMismatch, StoreUnavailable
 from tracker.settings import FIELDS, Settings, digest_of, option_of, variable_of
 from tracker.store.store import CLOSING_SECONDS
@@ -235,12 +236,12 @@ def test_options_reach_the_workers_by_the_environment_and_keys_are_not_written_t
 ) -> None:
     ran: list[tuple[uvicorn.Config, list[socket.socket]]] = []
 
-    class Workers(serving.Workers):
+    class Recorded(Workers):
         def run(self) -> None:
             ran.append((self.config, self.sockets))
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    monkeypatch.setattr(serving, "Workers", Workers)
+    monkeypatch.setattr(serving, "Workers", Recorded)
     environ["API_KEY"] = "k"
     settings = Settings.load(port=0, workers=3, store_url="redis://host", keep_alive_seconds=7)
     with serving.listen(settings) as listener:
@@ -313,7 +314,7 @@ def running(*arguments: str, program: str = "", **variables: str) -> Iterator[Se
         yield Server(process)
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # which waits for no drain
             process.wait(PATIENCE_SECONDS)
 
 
@@ -554,11 +555,17 @@ def address_of(server: Server) -> tuple[str, int]:
     return host, int(port)
 
 
-def answer(caller: socket.socket) -> tuple[int, bytes]:
-    """All that comes until the server closes the connection: its status, and everything."""
+def rest(caller: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
     received = b""
     while chunk := caller.recv(65536):
         received += chunk
+    return received
+
+
+def answer(caller: socket.socket) -> tuple[int, bytes]:
+    """The status of what comes until the server closes the connection, and everything."""
+    received = rest(caller)
     return int(received.split()[1]) if received else 0, received
 
 
@@ -649,7 +656,139 @@ def test_on_sigterm_neither_callers_who_stall_nor_long_deadlines_hold_it_up(
 
 def test_what_is_granted_when_stopping_adds_up_to_less_than_ten_seconds() -> None:
     a_look_at_signals, the_store = 0.5, CLOSING_SECONDS
-    assert a_look_at_signals + serving.SHUTDOWN_SECONDS + max(serving.STRAGGLER_SECONDS, the_store) < STOP_SECONDS
+    assert a_look_at_signals + serving.SHUTDOWN_SECONDS + max(STRAGGLER_SECONDS, the_store) < STOP_SECONDS
+
+
+def test_who_connects_as_it_stops_is_answered() -> None:
+    """His request is on its way: so it is when a proxy connects, who asks at once."""
+    with running(program="import tracker.cli.protocol as protocol; protocol.NEWCOMER_SECONDS = 60") as server:
+        with callers(server, 1) as (idle,), socket.create_connection(address_of(server), timeout=60) as newcomer:
+            eventually(lambda: established(server) == 2)
+            server.process.terminate()
+            assert answer(idle) == (0, b""), "now all that have nothing to wait for are closed"
+            newcomer.sendall(HEARTBEAT)
+            status, body = answer(newcomer)
+            assert status == 200
+            assert b"\r\nconnection: close\r\n" in body.lower()
+        assert stops(server, time.monotonic()) == 0
+
+
+def test_who_connects_and_says_nothing_does_not_hold_it_up() -> None:
+    with running() as server, socket.create_connection(address_of(server), timeout=60) as newcomer:
+        eventually(lambda: established(server) == 1)
+        began = time.monotonic()
+        server.process.terminate()
+        assert answer(newcomer) == (0, b"")
+        assert stops(server, began) == 0
+    assert not [line for line in server.lines if " ERROR " in line]
+
+
+# Draining
+
+LONG_DRAIN = ("--drain-seconds", "300")
+
+
+def ask(server: Server, path: str) -> httpx.Response:
+    """On a connection of its own."""
+    return httpx.get(server.url + path, trust_env=False, timeout=60)
+
+
+def established(server: Server) -> int:
+    """How many connections its only process has accepted."""
+    inodes = {
+        os.readlink(descriptor)
+        for descriptor in Path(f"/proc/{server.process.pid}/fd").iterdir()
+        if descriptor.is_symlink()
+    }
+    rows = [line.split() for line in Path(f"/proc/{server.process.pid}/net/tcp").read_text().splitlines()[1:]]
+    port = f":{address_of(server)[1]:04X}"
+    return sum(row[1].endswith(port) and row[3] == "01" and f"socket:[{row[9]}]" in inodes for row in rows)
+
+
+def exchange(caller: socket.socket) -> tuple[int, bool]:
+    """One heartbeat: its status, and whether the answer is the last on this connection."""
+    caller.sendall(HEARTBEAT)
+    received = b""
+    while not received.endswith(b"}"):
+        received += caller.recv(65536) or b"nothing}"
+    head = received.lower()
+    return int(received.split()[1]), b"\r\nconnection: close\r\n" in head
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("then", [signal.SIGTERM, signal.SIGINT])
+def test_on_sigterm_it_drains_until_a_second_signal(
+    redis_server: RedisServer, namespace: str, workers: str, then: int
+) -> None:
+    """All are served, and sent away with the answer; who only listens may stay to the end."""
+    store = ("--store-url", redis_server.url, "--namespace", namespace)
+    with running(*store, "--workers", workers, *LONG_DRAIN) as server, ExitStack() as stack:
+        everyone = started_workers(server, int(workers))
+        kept = stack.enter_context(callers(server, 20))
+        (listening,) = (stack.enter_context(stream) for stream in streams(server.url, 1))
+        server.process.terminate()
+        for _ in everyone:
+            server.wait_for(r"draining for 300 s")
+        assert {exchange(caller) for caller in kept} == {(200, True)}
+        assert {answer(caller) for caller in kept} == {(0, b"")}, "and so it was"
+        ready, health = ask(server, "/ready"), ask(server, "/health")
+        assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+        assert (health.status_code, health.headers["connection"]) == (200, "close")
+        begun = httpx.post(server.url + "/api/active-sessions", json={"agentId": "a", "triggerType": "t"})
+        assert begun.status_code == 201
+        received = b""
+        while begun.json()["session"]["id"].encode() not in received:
+            chunk = listening.recv(4096)
+            assert chunk, "ended before the drain did"
+            received += chunk
+        began = time.monotonic()
+        server.process.send_signal(then)
+        assert rest(listening).endswith(b"0\r\n\r\n"), "broken off"
+        assert stops(server, began) == 0
+    assert not [line for line in server.lines if " ERROR " in line or "Traceback" in line]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_drain_takes_as_long_as_it_should(redis_server: RedisServer, namespace: str, workers: str) -> None:
+    store = ("--store-url", redis_server.url, "--namespace", namespace)
+    with running(*store, "--workers", workers, "--drain-seconds", "1") as server:
+        started_workers(server, int(workers))
+        began = time.monotonic()
+        server.process.terminate()
+        assert stops(server, began) == 0
+        assert time.monotonic() - began > 1
+    assert not [line for line in server.lines if " ERROR " in line or "Traceback" in line]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_does_not_wait_for_a_drain(redis_server: RedisServer, namespace: str, workers: str) -> None:
+    """A terminal sends it to the workers as well; their parent passing it on does not break off what they end well."""
+    store = ("--store-url", redis_server.url, "--namespace", namespace)
+    with running(*store, "--workers", workers, *LONG_DRAIN) as server:
+        everyone = started_workers(server, int(workers))
+        opened = streams(server.url, 20)
+        began = time.monotonic()
+        for pid in {server.process.pid, *everyone}:
+            os.kill(pid, signal.SIGINT)
+        for stream in opened:
+            with stream:
+                assert rest(stream).endswith(b"0\r\n\r\n"), "broken off"
+        assert stops(server, began) == 0
+    assert not [line for line in server.lines if " ERROR " in line or "Traceback" in line]
+
+
+def test_sigterm_to_parent_and_workers_alike_is_one_signal(redis_server: RedisServer, namespace: str) -> None:
+    """As systemd sends it: what the parent passes on must not end the drain that has begun."""
+    with running_workers(redis_server.url, namespace, *LONG_DRAIN) as (server, workers), callers(server, 10) as kept:
+        for pid in (*workers, server.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        for _ in workers:
+            server.wait_for("Terminated child process")
+        assert {exchange(caller) for caller in kept} == {(200, True)}
+        assert ask(server, "/ready").json()["status"] == "draining"
+        began = time.monotonic()
+        server.process.terminate()
+        assert stops(server, began) == 0
 
 
 def test_sigterm_before_it_listens_ends_it_as_well() -> None:
@@ -670,8 +809,8 @@ def started_workers(server: Server, count: int) -> list[int]:
 
 
 @contextmanager
-def running_workers(url: str, namespace: str) -> Iterator[tuple[Server, list[int]]]:
-    with running("--store-url", url, "--namespace", namespace, "--workers", "2") as server:
+def running_workers(url: str, namespace: str, *options: str) -> Iterator[tuple[Server, list[int]]]:
+    with running("--store-url", url, "--namespace", namespace, "--workers", "2", *options) as server:
         yield server, started_workers(server, 2)
 
 
@@ -693,6 +832,47 @@ def test_a_worker_that_is_killed_is_replaced(redis_server: RedisServer, namespac
         assert not [pid for pid in everyone if is_running(pid)]
 
 
+def test_replaced_workers_drain_beside_their_heirs_and_nobody_learns_of_it(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    """Callers who keep their connections alive, and try nothing twice, are sent over; a probe finds it ready always."""
+    drain = ("--drain-seconds", "2")
+    with running_workers(redis_server.url, namespace, *drain) as (server, workers), ExitStack() as stack:
+        kept = stack.enter_context(callers(server, 20))
+        server.process.send_signal(signal.SIGHUP)
+        statuses, moved = set(), 0
+
+        def replaced() -> bool:
+            nonlocal moved
+            statuses.add(ask(server, "/ready").status_code)
+            for position, caller in enumerate(kept):
+                status, last = exchange(caller)
+                statuses.add(status)
+                if last:
+                    moved += 1
+                    kept[position] = stack.enter_context(socket.create_connection(address_of(server), timeout=60))
+            return not any(map(is_running, workers))
+
+        eventually(replaced)
+        assert statuses == {200}
+        assert moved >= len(kept)
+        assert server.stop(signal.SIGTERM) == 0
+    assert not [line for line in server.lines if " ERROR " in line or "Traceback" in line]
+
+
+def test_replaced_workers_end_with_the_others(redis_server: RedisServer, namespace: str) -> None:
+    with running_workers(redis_server.url, namespace, *LONG_DRAIN) as (server, workers):
+        server.process.send_signal(signal.SIGHUP)
+        for _ in workers:
+            server.wait_for("draining for 300 s")
+        everyone = started_workers(server, 4)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        assert stops(server, began) == 0
+        assert len(everyone) == 4
+        assert not [pid for pid in everyone if is_running(pid)]
+
+
 def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(redis_server: RedisServer, namespace: str) -> None:
     with running_workers(redis_server.url, namespace) as (server, workers):
         server.process.send_signal(signal.SIGHUP)
@@ -705,26 +885,3 @@ def test_sighup_replaces_the_workers_one_by_one_and_no_request_fails(redis_serve
         eventually(replaced)
         assert statuses == {200}
         assert server.stop(signal.SIGTERM) == 0
-
-
-def test_a_worker_that_hangs_does_not_keep_the_others_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "SHUTDOWN_SECONDS", 0)
-    monkeypatch.setattr(serving, "STRAGGLER_SECONDS", 0.2)
-
-    class Hung:
-        pid = 1
-
-        def __init__(self) -> None:
-            self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            self.process.join = self._join  # type: ignore[attr-defined]
-            self.process.is_alive = lambda: self.process.poll() is None  # type: ignore[attr-defined]
-
-        def _join(self, seconds: float = PATIENCE_SECONDS) -> None:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
-
-    workers = serving.Workers.__new__(serving.Workers)
-    hung = [Hung(), Hung()]
-    workers.processes = hung  # type: ignore[assignment]
-    workers.join_all()
-    assert [one.process.poll() for one in hung] == [-signal.SIGKILL] * 2

@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tracker.api.access import AccessLog
 from tracker.api.auth import Authentication, Keyring
+from tracker.api.drain import Drain
 from tracker.api.metrics import Metrics
 from tracker.api.requests import State
 from tracker.api.responses import Errors
 from tracker.api.routes import OPERATIONS
 from tracker.api.routing import RouteTree
-from tracker.api.stopping import told_to_stop
 from tracker.api.watch import Watch
 from tracker.api.webhooks import Webhooks
 from tracker.errors import SchemaMismatch, StoreError
@@ -44,6 +44,7 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
     Requests are traced by ``tracing``; without one as the OTEL_* variables of the environment have it.
     """
     metrics, access = Metrics(), AccessLog(settings.access_log)
+    drain = Drain(settings.drain_seconds, worker=settings.workers > 1)
     tracing = tracing or _tracing(os.environ)
     if tracing is not None:
         metrics.trace = tracing.store_span
@@ -63,8 +64,8 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
             if settings.webhook_url:
                 tasks.append(asyncio.create_task(Webhooks(settings, store, metrics).run()))
             try:
-                with told_to_stop(store.hub.stop):
-                    yield {"store": store, "settings": settings, "metrics": metrics}
+                with drain.on_signals(store.hub.stop):
+                    yield {"store": store, "settings": settings, "metrics": metrics, "drain": drain}
             finally:
                 access.flush()
                 metrics.flush()
@@ -81,7 +82,7 @@ def create_app(settings: Settings, tracing: Tracing | None = None) -> Starlette:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    http = Watch(http, metrics, access)
+    http = Watch(http, metrics, access, drain)
     return Tracker(http if tracing is None else tracing.around(http), lifespan)
 
 

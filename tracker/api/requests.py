@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from tracker.api.drain import Drain
 from tracker.api.metrics import Metrics
 from tracker.errors import Invalid
 from tracker.models import FieldError, Idempotency, Resumption
@@ -18,6 +19,7 @@ from tracker.store.store import Store
 __all__ = [
     "BodyTooLarge",
     "State",
+    "drain_of",
     "idempotency_key",
     "last_event_id",
     "metrics_of",
@@ -46,6 +48,7 @@ class State(TypedDict):
     store: Store
     settings: Settings
     metrics: Metrics
+    drain: Drain
 
 
 class BodyTooLarge(Exception):
@@ -58,6 +61,10 @@ def store_of(request: Request) -> Store:
 
 def metrics_of(request: Request) -> Metrics:
     return cast("State", request.scope["state"])["metrics"]
+
+
+def drain_of(request: Request) -> Drain:
+    return cast("State", request.scope["state"])["drain"]
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:

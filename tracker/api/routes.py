@@ -16,7 +16,7 @@ from tracker.api.accept import negotiate
 from tracker.api.metrics import CONTENT_TYPE, Exposition
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
-from tracker.api.requests import idempotency_key, last_event_id, metrics_of, read_body, read_query, store_of
+from tracker.api.requests import drain_of, idempotency_key, last_event_id, metrics_of, read_body, read_query, store_of
 from tracker.api.responses import NotFound, answer, page_of_sessions, stream_sessions
 from tracker.api.routing import NoSuchPath
 from tracker.api.sse import EVENT_STREAM, EventStream, WaitingPage
@@ -244,7 +244,12 @@ async def health(request: Request) -> ASGIApp:
 
 @route("GET", "/ready", answers={200: Ready, 503: Ready}, tag="operations")
 async def ready(request: Request) -> ASGIApp:
-    """Tell whether the store can be reached and is laid out as expected, and what an operator should change."""
+    """Tell whether the store can be reached and is laid out as expected, and what an operator should change.
+
+    A server that was told to stop says `draining`, and serves on until nobody is sent to it any more.
+    """
+    if drain_of(request).unready:
+        return answer(Ready(status="draining", error="The server is about to stop"), 503, {"Retry-After": "1"})
     try:
         findings = await store_of(request).inspect()
     except StoreError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import cast
 
@@ -14,6 +15,8 @@ HEAD_BYTES = 64 * 1024
 
 _BAD_REQUEST = "400 Bad Request", "Not a well-formed HTTP request"
 _TOO_LARGE = "431 Request Header Fields Too Large", f"The request line and headers may have {HEAD_BYTES} bytes at most"
+NEWCOMER_SECONDS = 1
+"""How old a connection without a request must be for nobody to be about to send one."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -21,6 +24,19 @@ class Protocol(HttpToolsProtocol):
 
     _fruitless = 0
     """Bytes received since a request last got on."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._made = self.loop.time()
+
+    def shutdown(self) -> None:
+        """Ends it when nothing is under way on it: for a caller who has only just connected his first request is."""
+        patience = self._made + NEWCOMER_SECONDS - self.loop.time()
+        asked = cast("RequestResponseCycle | None", self.cycle)
+        if asked is None and patience > 0:
+            self.loop.call_later(patience, super().shutdown)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         self._fruitless += len(data)

@@ -9,28 +9,25 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from tracker import __version__
 from tracker.api.auth import Keyring
 from tracker.cli.logs import log_config
 from tracker.cli.protocol import Protocol
+from tracker.cli.workers import Workers
 from tracker.errors import SchemaMismatch, StoreError
 from tracker.settings import FIELDS, Settings, SettingsError, option_of, suggestion, variable_of
 
 WRONG_SETTINGS = 2
 CANNOT_LISTEN = 1
 SHUTDOWN_SECONDS = 7
-"""How long requests under way get to finish when the server stops. It then has to be gone within ten seconds."""
-STRAGGLER_SECONDS = 2
-"""How long after that a worker is waited for: it has its store to close."""
+"""How long requests under way get to finish when the server has drained. It has to be gone within ten seconds then."""
 
 logger = logging.getLogger("tracker.serve")
 
@@ -147,25 +144,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     os.environ.update(settings.to_environment())
     config = uvicorn.Config("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
     with counting_together():
-        Workers(config, sockets=[listener]).run()
-
-
-class Workers(Multiprocess):
-    """Replaces workers that die or hang, and on SIGHUP one after the other. At the end it waits for none for ever."""
-
-    def terminate_all(self) -> None:
-        for listener in self.sockets:
-            listener.close()  # or new connections would wait in it for a worker that never comes
-        super().terminate_all()
-
-    def join_all(self) -> None:
-        limit = time.monotonic() + SHUTDOWN_SECONDS + STRAGGLER_SECONDS
-        for worker in self.processes:
-            worker.process.join(max(0.0, limit - time.monotonic()))
-            if worker.process.is_alive():
-                logger.error("worker %s does not stop and is killed", worker.pid)
-                worker.process.kill()
-                worker.process.join()
+        Workers(config, sockets=[listener], drain_seconds=settings.drain_seconds).run()
 
 
 @contextmanager
