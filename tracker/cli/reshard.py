@@ -26,7 +26,7 @@ def reshard(
 ) -> None:
     """Give a store that holds data more shards. Stop all servers first, and start them with the new number afterwards.
 
-    No session is lost, and none expires for it. When it is interrupted, run it again: no server starts before it is done.
+    No session is lost, and none expires for it. Run it again when it is interrupted: until it is done no server starts.
     Exit status: 0 done, 1 done but the indices disagree with the sessions (`tracker doctor` tells how), 2 not done.
     """
     try:
