@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # other commands need not wait for the store to be imported
 
 
 def reshard(
-    to: Annotated[int, typer.Option(min=1, help="How many shards the store shall have: more than now.")],
+    to: Annotated[int, typer.Option(help="How many shards the store shall have: more than now.")],
     store_url: Annotated[
         str | None, typer.Option(help="The store, as for `tracker serve` (TRACKER_STORE_URL or REDIS_URL).")
     ] = None,
