@@ -499,6 +499,10 @@ async def test_wherever_it_is_interrupted_another_run_finishes_it(
                 assert (await pod.sessions.create(a_run(f"keyed{number}"), f"k{number}")).outcome == "repeated"
                 with pytest.raises(IdempotencyMismatch):
                     await pod.sessions.create(a_run("another"), f"k{number}")
+            for key in ("lone1", "lone2"):
+                session = (await pod.sessions.create(a_run(None), key)).session
+                await pod.sessions.heartbeat(Target.id(session["id"]), progress="since")
+                assert (await pod.sessions.create(a_run(None), key)).session["progress"] == "since"
     assert calls > 25
 
 
@@ -651,11 +655,17 @@ async def test_a_namespace_that_nobody_has_used_is_not_resharded(store: Store, o
     assert await read_raw(store) == [{}]
 
 
-async def test_another_schema_is_not_touched(store: Store, open_pod: OpenPod) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("version", "2", "version 2"), ("shards", "x", "'x' shards"), ("shards", "", "'' shards")],
+)
+async def test_another_layout_is_not_touched(
+    store: Store, open_pod: OpenPod, field: str, value: str, says: str
+) -> None:
     await fill_little(store)
     shard = store.scripts.shards[0]
-    await (await client_of(store)).hset(f"{shard.prefix}schema", "version", "2")
-    with pytest.raises(SchemaMismatch, match="version 2"):
+    await (await client_of(store)).hset(f"{shard.prefix}schema", field, value)
+    with pytest.raises(SchemaMismatch, match=says):
         await grow(open_pod, 4)
 
 

@@ -13,8 +13,9 @@ says `4>16`, which no pod has, old or new.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import islice
 from math import gcd
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ __all__ = ["Resharded", "reshard"]
 
 BATCH = 100
 """Sessions or records per script: some 2 ms of Redis's time."""
+STRETCH = 5 * BATCH
+"""Keys of a shard that are gone through together."""
+WAITING = 100 * STRETCH
+"""Keys that wait for more of their shard at most: some 10 MB."""
 AT_ONCE = 64
 """Shards that are called at once."""
 PATIENCE_MS = 3000
@@ -87,8 +92,11 @@ async def _recorded(scripts: Scripts) -> tuple[int, str]:
         raise CannotReshard("no tracker has ever used this namespace of this database")
     if version != b"%d" % SCHEMA_VERSION:
         raise SchemaMismatch(f"the store has schema version {version.decode()}, this is version {SCHEMA_VERSION}")
-    before, between, _ = shards.decode().partition(">")
-    return int(before), shards.decode() if between else ""
+    text = shards.decode(errors="replace")
+    before, between, _ = text.partition(">")
+    if not re.fullmatch("[0-9]{1,4}", before):
+        raise SchemaMismatch(f"the store has {text!r} shards: a person must look")
+    return int(before), text if between else ""
 
 
 async def _pulses(scripts: Scripts, before: int) -> list[bytes | None]:
@@ -145,14 +153,9 @@ class _Move:
     async def walk(self) -> bool:
         """Goes through all keys once, and moves what is not in its shard; whether there was anything."""
         moved, self.broken = False, []
-        async for keys in walk(self._scripts, "session", "idem"):
-            by_shard: defaultdict[int, dict[tuple[str, bytes], None]] = defaultdict(dict)
-            for number, kind, name in keys:
-                if number < self._after:
-                    by_shard[number][kind.decode(), name] = None
-            for number, names in by_shard.items():
-                moved |= await self._go_through(self._scripts.shards[number], list(names))
-                self._tell(self.moved)
+        async for shard, names in self._stretches():
+            moved |= await self._go_through(shard, names)
+            self._tell(self.moved)
         return moved
 
     async def end(self) -> None:
@@ -164,6 +167,22 @@ class _Move:
         first, *others = self._scripts.shards
         await _each(others, lay_out)
         await lay_out(first)
+
+    async def _stretches(self) -> AsyncIterator[tuple[Shard, list[tuple[str, bytes]]]]:
+        """All sessions and records, as (kind, name): those of one shard together, as many as are worth a call or more.
+
+        SCAN goes through all shards at once, and comes to few keys of each at a time.
+        """
+        waiting: defaultdict[int, dict[tuple[str, bytes], None]] = defaultdict(dict)
+        async for keys in walk(self._scripts, "session", "idem"):
+            for number, kind, name in keys:
+                if number < self._after:
+                    waiting[number][kind.decode(), name] = None
+            everything = sum(map(len, waiting.values())) > WAITING
+            for number in [number for number, names in waiting.items() if everything or len(names) >= STRETCH]:
+                yield self._scripts.shards[number], list(waiting.pop(number))
+        for number, names in waiting.items():
+            yield self._scripts.shards[number], list(names)
 
     def _sources(self, target: int) -> list[int]:
         """The old shards from which something may come into a shard."""
