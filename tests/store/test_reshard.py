@@ -541,7 +541,9 @@ async def test_no_pod_serves_in_the_middle(store: Store, open_pod: OpenPod, shar
 
 @pytest.mark.parametrize("shards", [2])
 async def test_a_session_outlives_an_interruption_however_long(store: Store, open_pod: OpenPod) -> None:
-    """It is in both shards then, and its one end event comes once."""
+    """It is in both shards then: its one end event comes once, with all that is known of it. For one that had not been
+    moved yet the grace is over, as ever.
+    """
     await fill_little(store)
     await store.sweeper.pulse()
     await outage(store, 60)
@@ -563,6 +565,7 @@ async def test_a_session_outlives_an_interruption_however_long(store: Store, ope
         await pod.sweeper.sweep()
         ended = [event["session"] for event in await told(pod) if event["type"] == "session.ended"]
         assert len({session["id"] for session in ended}) == len(ended) == 11
+        assert {session["agentId"] for session in ended} > {""}
 
 
 @pytest.mark.parametrize("shards", [1])

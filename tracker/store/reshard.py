@@ -141,7 +141,7 @@ class _Move:
         first, *others = self._scripts.shards[: self._before]
         laid = [await self._lay_out(first), *await _each(others, self._lay_out)]
         clocks = [Clock(*(int(moment) if moment else None for moment in reply[2:])) for reply in laid]
-        hooked = "0" if any(reply[1] for reply in laid) else ""
+        hooked = "$" if any(reply[1] for reply in laid) else ""
 
         async def set_up(shard: Shard) -> None:
             clock = merged([clocks[number] for number in self._sources(shard.number)])
@@ -238,13 +238,15 @@ class _Move:
                     forwards[own].append((name, home))
         await self._serve_all("import", arrivals)
         await self._serve_all("forward", forwards)
-        replies = await self._serve("depart", shard, [(*name, "", "") for name in names])
+        replies = await self._serve("depart", shard, [(*name, "") for name in names])
         moved = len([reply for reply in replies if reply[0] == b"departed"])
         self.moved += moved
         return moved
 
     async def _move_records(self, shard: Shard, records: Sequence[tuple[bytes, bytes, int]]) -> int:
-        """A record belongs where its session is; where its key would lead, its fingerprint keeps other bodies out."""
+        """A record belongs where its session is. Where its key would lead, its fingerprint must keep other bodies out:
+        that is put there from where the record is at home, if need be by the next walk.
+        """
         records = [
             (key, session_id, home) for key, session_id, home in records if {home, self._home(key)} != {shard.number}
         ]
@@ -255,13 +257,12 @@ class _Move:
             if reply[0] != b"exported":
                 continue
             _, left, _, *flat = reply
-            bound = self._home(key)
             if home != shard.number:
                 arrivals[home].append(("idem", key, left, "", *flat))
-                departures.append(("idem", key, session_id, "claim" if bound == shard.number else ""))
-            if bound not in (home, shard.number):
+                departures.append(("idem", key, session_id))
+            else:
                 fingerprint = flat[flat.index(b"fingerprint") + 1]
-                arrivals[bound].append(("idem", key, left, "", "fingerprint", fingerprint))
+                arrivals[self._home(key)].append(("idem", key, left, "", "fingerprint", fingerprint))
         await self._serve_all("import", arrivals)
         return len([reply for reply in await self._serve("depart", shard, departures) if reply[0] == b"departed"])
 

@@ -1,7 +1,7 @@
 -- Changes the record of how a shard is laid out, from one of several layouts to another, and sets the shard's clock.
 --
 -- ARGV    4 schema version  5 the new shard count, or `from>to` while a reshard is under way  6 one that may be there
---         7 another  8 from where to tell webhooks of the feed, if they have no place in it yet ('' they need none)
+--         7 another  8 where in the feed webhooks begin, if they have no place in it yet ('' they need none)
 --         9... field, value of the clock
 -- reply   {laid, webhooks | '' (whether they have a place), pulse, patience, held, resumed, hold_end (ms, '' none)}
 --         | {other, version, shards}: it is laid out in yet another way
