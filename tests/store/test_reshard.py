@@ -26,7 +26,7 @@ from tracker.errors import (
 from tracker.models import CreateSession, Event, Session, Target
 from tracker.store.agreement import agreement
 from tracker.store.deliveries import Deliveries
-from tracker.store.ids import shard_of_id
+from tracker.store.ids import shard_of_id, shard_of_text
 from tracker.store.keys import Shard
 from tracker.store.reshard import Clock, Resharded, merged, reshard
 from tracker.store.scripts import Argument, Scripts
@@ -283,6 +283,71 @@ async def test_a_key_still_means_one_body(store: Store, open_pod: OpenPod, more:
                 with pytest.raises(IdempotencyMismatch):
                     await pod.sessions.create(other, key)
         assert await audit(pod) == before
+
+
+@pytest.mark.parametrize("backend", ["redis"])
+@pytest.mark.parametrize("shards", [3])
+async def test_where_a_record_and_its_key_come_together_the_record_stays(store: Store, open_pod: OpenPod) -> None:
+    """They were in two shards before; whichever comes first."""
+    names = [(f"t{task}", f"k{key}") for task in range(40) for key in range(40)]
+    pairs = [
+        (task, key)
+        for task, key in names
+        if shard_of_text(task, 3) != shard_of_text(key, 3) and shard_of_text(task, 7) == shard_of_text(key, 7)
+    ]
+    chosen = {task: (task, key) for task, key in {key: (task, key) for task, key in pairs}.values()}
+    assert len(chosen) > 3
+    for task, key in chosen.values():
+        await store.sessions.create(a_run(task), key)
+    await grow(open_pod, 7)
+    async with open_pod(shards=7) as pod:
+        for task, key in chosen.values():
+            assert (await pod.sessions.create(a_run(task), key)).outcome == "repeated"
+        assert await audit(pod) == len(chosen)
+
+
+async def stop_at(scripts: Scripts, script: str) -> None:
+    """A reshard that is interrupted there."""
+
+    async def interrupted(name: str, call: Call) -> Any:
+        if name == script:
+            raise Interrupted
+        return await call()
+
+    intercept(scripts, interrupted)
+    with pytest.raises(Interrupted):
+        await reshard(scripts)
+
+
+@pytest.mark.parametrize("shards", [1])
+async def test_of_two_records_for_a_key_the_whole_one_stays_or_the_one_that_lives_longer(
+    store: Store, open_pod: OpenPod
+) -> None:
+    await fill_little(store)
+    async with open_pod(shards=4) as pod:
+        await stop_at(pod.scripts, "locate")
+        shard = pod.scripts.shards[3]
+        client, record = await client_of(pod, 3), f"{shard.prefix}idem:k"
+
+        async def call(script: str, *operation: Argument) -> bytes:
+            ((status, *_),) = await pod.scripts._run(script, shard, ("1>4", len(operation), *operation))
+            return bytes(status)
+
+        async def arrive(life: int, **fields: str) -> Any:
+            flat = [part for pair in fields.items() for part in pair]
+            assert await call("import", "idem", "k", life, "", *flat) == b"imported"
+            return await client.hgetall(record)
+
+        whole = {b"fingerprint": b"f", b"id": b"i", b"agent": b"a"}
+        assert await arrive(50_000, fingerprint="f") == {b"fingerprint": b"f"}
+        assert await arrive(90_000, fingerprint="f", id="i", agent="a") == whole
+        assert await arrive(60_000, fingerprint="f") == whole
+        assert 60_000 < await client.pttl(record) <= 90_000
+        assert await arrive(30_000, fingerprint="g", id="j") == whole
+        assert await call("depart", "idem", "k", "") == b"gone", "what had been exported was another"
+        assert await arrive(200_000, fingerprint="g") == {b"fingerprint": b"g"}
+        assert await call("depart", "idem", "k", "") == b"departed"
+        assert not await client.exists(record)
 
 
 # --- events and webhooks ----------------------------------------------------------------------------------------------
@@ -548,15 +613,7 @@ async def test_a_session_outlives_an_interruption_however_long(store: Store, ope
     await store.sweeper.pulse()
     await outage(store, 60)
     async with open_pod(shards=4) as pod:
-
-        async def no_departure(name: str, call: Call) -> Any:
-            if name == "depart":
-                raise Interrupted
-            return await call()
-
-        intercept(pod.scripts, no_departure)
-        with pytest.raises(Interrupted):
-            await reshard(pod.scripts)
+        await stop_at(pod.scripts, "depart")
         await outage(pod, 3 * 3600)
     await grow(open_pod, 4)
     async with open_pod(shards=4) as pod:
