@@ -190,7 +190,7 @@ class _Move:
         return [number for number in range(self._before) if (number - target) % step == 0]
 
     async def _lay_out(self, shard: Shard, hooked: str = "", *clock: Argument, layout: str = "") -> Any:
-        known = (str(self._before), self._layout if layout else str(self._after))
+        known = (self._layout, "") if layout else (str(self._before), str(self._after))
         reply = await self._scripts.rearrange(
             "lay_out", shard, SCHEMA_VERSION, layout or self._layout, *known, hooked, *clock
         )
