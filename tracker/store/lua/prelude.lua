@@ -64,14 +64,11 @@ local function find(kind, target, ...)
   if kind == 'task' then id = redis.call('GET', TASK .. target) end
   if not id then return nil end
   local values = redis.call('HMGET', SESSION .. id, 'due', ...)
-  if values[1] then
-    if tonumber(values[1]) > cutoff then return id, values end
-  elseif kind == 'id' then
-    local shard = redis.call('GET', MOVED .. id)
-    if shard then
-      if redis.call('PTTL', MOVED .. id) < FORWARDED / 2 then redis.call('PEXPIRE', MOVED .. id, ms(FORWARDED)) end
-      error('moved to shard ' .. shard, 0)
-    end
+  if values[1] and tonumber(values[1]) > cutoff then return id, values end
+  local shard = kind == 'id' and not values[1] and redis.call('GET', MOVED .. id)
+  if shard then
+    if redis.call('PTTL', MOVED .. id) < FORWARDED / 2 then redis.call('PEXPIRE', MOVED .. id, ms(FORWARDED)) end
+    error('moved to shard ' .. shard, 0)
   end
   return nil
 end
