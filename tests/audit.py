@@ -24,7 +24,7 @@ KINDS = {
     "hooks": "zset",
     "parked": "zset",
 }
-PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash", "hook": "hash"}
+PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash", "hook": "hash", "moved": "string"}
 SLACK_MS = 1000
 """Redis reads its clock anew for each key's TTL."""
 ALWAYS = {b"agent", b"trigger", b"started", b"due", b"ttl"}
@@ -35,21 +35,38 @@ async def audit(store: Store) -> int:
 
     For stores whose feed was never trimmed, and whose sessions did not outlive their grace.
     """
-    total = 0
-    for number, keys in enumerate(await read_raw(store)):
+    everything = await read_raw(store)
+    places: dict[str, int] = {}
+    for number, keys in enumerate(everything):
         for name, key in keys.items():
             kind, colon, _ = name.partition(":")
             assert key.kind == (PREFIXES if colon else KINDS)[kind], f"{name} is a {key.kind}"
-        total += _audit_shard(keys, number, len(store.scripts.shards))
-    return total
+        _audit_shard(keys, number, len(everything))
+        for session_id in _named(keys, "session:"):
+            assert places.setdefault(session_id, number) == number, f"session {session_id} is in two shards"
+    _audit_places(everything, places)
+    _audit_feed(everything, {session_id.encode() for session_id in places})
+    return len(places)
 
 
-def _audit_shard(keys: dict[str, RawKey], number: int, shards: int) -> int:
+def _audit_places(everything: list[dict[str, RawKey]], places: dict[str, int]) -> None:
+    """Each session is found by its id: in the shard that this tells, or where it is forwarded from there."""
+    for session_id, number in places.items():
+        own = shard_of_id(session_id, len(everything))
+        assert own is not None
+        forward = everything[own].get(f"moved:{session_id}")
+        if own != number:
+            assert forward is not None, f"session {session_id} is in another's shard"
+            assert (forward.content, forward.ttl > 0) == (b"%d" % number, True)
+        else:
+            assert forward is None, f"session {session_id} is forwarded from where it is"
+
+
+def _audit_shard(keys: dict[str, RawKey], number: int, shards: int) -> None:
     hashes = _named(keys, "session:")
     sessions: dict[bytes, dict[bytes, bytes]] = {name.encode(): key.content for name, key in hashes.items()}
     for session_id, fields in sessions.items():
         assert fields.keys() >= ALWAYS, f"session {session_id!r} is not whole: {fields}"
-        assert shard_of_id(session_id.decode(), shards) == number, f"session {session_id!r} is in another's shard"
 
     starts = {session_id: int(fields[b"started"]) for session_id, fields in sessions.items()}
     assert _content(keys, "sessions") == starts
@@ -67,21 +84,29 @@ def _audit_shard(keys: dict[str, RawKey], number: int, shards: int) -> int:
     assert len(tasks) == sum(b"task" in fields for fields in sessions.values()), "a task has two sessions"
     assert all(shard_of_text(task, shards) == number for task in tasks)
 
-    _audit_feed(keys, set(sessions))
     _audit_lives(keys, hashes)
-    return len(sessions)
 
 
-def _audit_feed(keys: dict[str, RawKey], alive: set[bytes]) -> None:
+def _audit_feed(everything: list[dict[str, RawKey]], alive: set[bytes]) -> None:
     """One created event per session, first; one ended event for each that is gone, last; the counters say the same."""
+    told: list[tuple[tuple[int, ...], bytes, bytes]] = []
+    for keys in everything:
+        counted: Counter[str] = Counter()
+        for place, event in keys["events"].content if "events" in keys else ():
+            told.append((tuple(map(int, place.split(b"-"))), event[b"id"], event[b"type"]))
+            assert event.keys() >= ALWAYS | {b"at"}, f"the event does not tell the whole session: {event}"
+            assert (event[b"reason"] != b"") == (event[b"type"] == b"session.ended")
+            if event[b"type"] == b"session.created":
+                counted["created"] += 1
+            if event[b"reason"]:
+                assert event[b"reason"].decode() in END_REASONS
+                counted[f"ended:{event[b'reason'].decode()}"] += 1
+        counters = {name.decode(): int(count) for name, count in _content(keys, "counters").items()}
+        counters.pop("parked", None)
+        assert counters == counted
     histories: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    reasons: Counter[bytes] = Counter()
-    for _, event in keys["events"].content if "events" in keys else ():
-        histories[event[b"id"]].append(event[b"type"])
-        assert event.keys() >= ALWAYS | {b"at"}, f"the event does not tell the whole session: {event}"
-        assert (event[b"reason"] != b"") == (event[b"type"] == b"session.ended")
-        if event[b"reason"]:
-            reasons[event[b"reason"]] += 1
+    for _, session_id, kind in sorted(told):
+        histories[session_id].append(kind)
     for session_id, (first, *others) in histories.items():
         assert first == b"session.created"
         if session_id not in alive:
@@ -89,12 +114,6 @@ def _audit_feed(keys: dict[str, RawKey], alive: set[bytes]) -> None:
             assert others.pop() == b"session.ended"
         assert set(others) <= {b"session.updated"}, f"{session_id!r}: {first!r}, {others}"
     assert histories.keys() >= alive
-
-    counters = {name: int(count) for name, count in _content(keys, "counters").items()}
-    assert counters.pop(b"created", 0) == len(histories)
-    counters.pop(b"parked", None)
-    assert counters == {b"ended:" + reason: count for reason, count in reasons.items()}
-    assert reasons.keys() <= {reason.encode() for reason in END_REASONS}
 
 
 def _audit_lives(keys: dict[str, RawKey], hashes: dict[str, RawKey]) -> None:

@@ -31,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli/doctor": {"vocabulary", "store", "cli", "cli/doctor"},
     "entry": {"vocabulary", "cli", "cli/serve", "cli/doctor", "entry"},
 }
-"""By room. The server's command starts the API, the doctor looks into the store, the others talk HTTP. The entry only
-lists them all.
+"""By room. The server's command starts the API, doctor and reshard work on the store, the others talk HTTP. The
+entry only lists them all.
 """
 
 DRIVERS: dict[str, set[str]] = {
@@ -57,7 +57,7 @@ def room_of(module: str) -> str:
         return "entry"
     if module in ("tracker.cli.serve", "tracker.cli.protocol", "tracker.cli.workers"):
         return "cli/serve"
-    if module == "tracker.cli.doctor":
+    if module in ("tracker.cli.doctor", "tracker.cli.reshard"):
         return "cli/doctor"
     room = module.split(".")[1]
     assert room in MAY_IMPORT, f"{module} is in a room that nobody has drawn"

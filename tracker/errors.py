@@ -11,7 +11,8 @@
     └── StoreError
         ├── StoreUnavailable the store did not answer in time, or may not answer now; trying again helps
         ├── StoreFault       the store holds what the tracker did not write; a person must look
-        └── SchemaMismatch   the store was laid out for another shard count or schema version
+        ├── SchemaMismatch   the store was laid out for another shard count or schema version
+        └── CannotReshard    the store cannot get that number of shards, or not while pods are up
 
 The message of each is one sentence for people.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tracker.models import FieldError, Session
 
 __all__ = [
+    "CannotReshard",
     "Conflict",
     "IdempotencyMismatch",
     "Invalid",
@@ -90,3 +92,7 @@ class StoreFault(StoreError):
 
 class SchemaMismatch(StoreError):
     """The store is recorded with another shard count or schema version than this process has."""
+
+
+class CannotReshard(StoreError):
+    """The store cannot get that number of shards, or not now: somebody must do something else first."""

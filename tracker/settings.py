@@ -133,8 +133,8 @@ class Settings(BaseModel, frozen=True):
         default=1,
         ge=1,
         le=4096,
-        description="Parts the key space is split into. Fixed once the store holds data. 64 is good for a Redis "
-        "Cluster.",
+        description="Parts the key space is split into. Once the store holds data, `tracker reshard` makes them more. "
+        "64 is good for a Redis Cluster.",
     )
     ttl_seconds: float = Field(
         default=1800,

@@ -49,9 +49,9 @@ class Guillotine:
             pass  # the pod has closed a connection, or is dead
         finally:
             pumping.cancel()
-            await asyncio.wait([pumping])
             redis.close()
             pod.close()
+            await asyncio.wait([pumping])
 
     async def _fall(
         self, command: bytes, replies: asyncio.StreamReader, redis: asyncio.StreamWriter, pod: asyncio.StreamWriter
@@ -94,7 +94,10 @@ async def running_guillotine(
         task = asyncio.current_task()
         assert task is not None
         connections.add(task)
-        await guillotine.serve(reader, writer)
+        try:
+            await guillotine.serve(reader, writer)
+        finally:
+            writer.close()  # also of one that has not got through to Redis by then
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     guillotine.port = server.sockets[0].getsockname()[1]

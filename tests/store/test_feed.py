@@ -281,7 +281,6 @@ async def test_readers_follow_while_events_come(store: Store) -> None:
         "*",
         "1.1",
         "1-1..1-1",
-        "1-1.1-1",
         "1-1." * 3 + "1-1.",
         ".".join(["1-1"] * 5),
         "99999999999999999999-0",
@@ -300,8 +299,9 @@ async def test_what_is_no_event_id_is_invalid(store: Store, after: str) -> None:
 
 
 @SHARDS
-async def test_an_id_of_a_store_with_another_shard_count_is_invalid(store: Store) -> None:
-    foreign = ".".join(["1700000000000-0"] * (5 - len(store.scripts.shards)))
+async def test_an_id_of_a_store_with_more_shards_is_invalid(store: Store) -> None:
+    """Of one with fewer it may be from before a reshard: see test_reshard.py."""
+    foreign = ".".join(["1700000000000-0"] * (len(store.scripts.shards) + 1))
     with pytest.raises(Invalid):
         await store.feed.page(some_events(after=foreign))
 

@@ -8,12 +8,15 @@ from importlib import resources
 import pytest
 from redis.crc import key_slot
 
+from tests.clockwork import outage
+from tests.conftest import OpenPod
 from tests.raw import read_raw
 from tests.store.wire import ODD_TEXTS, a_run
 from tracker.models import EVENT_TYPES, Target
 from tracker.store import keys
 from tracker.store.deliveries import Deliveries, Outcome
 from tracker.store.keys import Shard
+from tracker.store.reshard import reshard
 from tracker.store.store import Store
 
 PRELUDE = (resources.files("tracker.store") / "lua" / "prelude.lua").read_text()
@@ -50,9 +53,12 @@ async def test_all_keys_of_a_shard_lie_in_one_slot(store: Store) -> None:
     assert sum(map(len, found)) == everything, "there is a key outside all shards"
 
 
-async def test_the_docstring_names_every_key_and_every_field(store: Store) -> None:
+async def test_the_docstring_names_every_key_and_every_field(store: Store, open_pod: OpenPod) -> None:
     await use_everything(store)
-    (raw,) = await read_raw(store)
+    await outage(store, 60)
+    async with open_pod(shards=4) as pod:
+        await reshard(pod.scripts)
+        raw = {name: key for keys in await read_raw(pod) for name, key in keys.items()}
     documented = dict(
         re.findall(r"^([a-z]+)(?::<\w+>)? +(hash|string|sorted set|stream) ", str(keys.__doc__), re.MULTILINE)
     )

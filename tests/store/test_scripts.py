@@ -73,7 +73,7 @@ def test_every_script_begins_with_what_it_takes_answers_and_changes(name: str) -
         for number in {number for number in takes if int(number) >= 4}:
             assert re.search(rf"\b{number}(\.\.\.)? [a-z]", text), f"the header does not tell what ARGV[{number}] is"
     assert re.search(r"^-- reply   \S", text, re.MULTILINE)
-    changes = re.search(r"'(HSET|ZADD|DEL|PEXPIRE|XADD|ZREM)'|finish\(|renew\(|emit\(", LUA[name])
+    changes = re.search(r"'(SET|HSET|ZADD|DEL|PEXPIRE|XADD|ZREM)'|finish\(|erase\(|renew\(|emit\(", LUA[name])
     assert bool(re.search(r"^-- effects \S", text, re.MULTILINE)) == bool(changes), (
         "effects are told where there are any"
     )

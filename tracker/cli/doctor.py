@@ -53,7 +53,7 @@ def doctor(
     mended), 1 there are problems, 2 it could not look.
     """
     try:
-        settings = _settings(store_url=store_url, namespace=namespace, shards=shards)
+        settings = store_settings(store_url=store_url, namespace=namespace, shards=shards)
     except SettingsError as error:
         _refuse(str(error))
     if settings.in_memory:
@@ -74,7 +74,7 @@ def _refuse(problem: str) -> NoReturn:
     raise typer.Exit(CANNOT_LOOK)
 
 
-def _settings(**options: str | None) -> Settings:
+def store_settings(**options: str | None) -> Settings:
     """Of what is set for the server only what is about the store: the rest need not be right for looking at it."""
     names = {"REDIS_URL", *map(variable_of, OF_THE_STORE)}
     return Settings.load({name: value for name, value in os.environ.items() if name in names}, **options)

@@ -10,6 +10,7 @@ from tracker.cli.ending import cleanup, end, stop
 from tracker.cli.events import show_events
 from tracker.cli.hash_key import hash_key
 from tracker.cli.listing import list_sessions, show
+from tracker.cli.reshard import reshard
 from tracker.cli.run import run
 from tracker.cli.serve import serve
 from tracker.cli.simulate import simulate
@@ -52,6 +53,7 @@ app.command()(stop)
 app.command()(end)
 app.command()(cleanup)
 app.command()(doctor)
+app.command()(reshard)
 app.command()(simulate)
 app.command("hash-key")(hash_key)
 

@@ -7,13 +7,13 @@ who came and went meanwhile, and the script that compares looks up what it has t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from tracker.errors import PositionLost
 from tracker.store.keys import Shard
+from tracker.store.scan import SCAN, walk
 from tracker.store.scripts import Scripts
 
 __all__ = ["MEANINGS", "Agreement", "Finding", "agreement"]
@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 BATCH = 100
 """Sessions, tasks, entries or counts looked at per script: some 1 ms of Redis's time."""
-SCAN = 500
-"""Keys that one SCAN goes through."""
 EVENTS = 1000
 ATTEMPTS = 20
 """How often counts are compared again, each time with what has happened meanwhile, before that is given up."""
@@ -119,7 +117,7 @@ class _Look:
             newest = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
             self.shards.append(_Seen(shard, newest[0][0] if newest else b"0-0"))
         seen = 0
-        async for keys in self._keys():
+        async for keys in walk(self._scripts, "session", "task", "agent"):
             for one in self.shards:
                 mine = [(kind, name) for number, kind, name in keys if number == one.shard.number]
                 await self._sessions(one, [name for kind, name in mine if kind == b"session"])
@@ -144,18 +142,6 @@ class _Look:
                     await self._counts(one, some)
             except (PositionLost, TimeoutError):
                 self.uncounted.append(one.shard.number)
-
-    async def _keys(self) -> AsyncIterator[list[tuple[int, bytes, bytes]]]:
-        """The keys of our shards as (shard, kind, name), a few at a time; some may come twice."""
-        namespace = self._scripts.shards[0].prefix.removesuffix(":0}:")
-        pattern = re.compile(re.escape(namespace).encode() + rb":(\d+)\}:(session|task|agent):(.*)", re.DOTALL)
-        for server in await self._scripts.servers.all():
-            cursor: int | None = None
-            while cursor != 0:
-                reply = await self._scripts.ask(server, "SCAN", cursor or 0, "MATCH", f"{namespace}:*", "COUNT", SCAN)
-                matches = [match for key in reply[1] if (match := pattern.fullmatch(key))]
-                yield [(int(match[1]), match[2], match[3]) for match in matches]
-                cursor = int(reply[0])
 
     async def _members(self, one: _Seen, which: bytes) -> AsyncIterator[bytes]:
         key, cursor = one.shard.prefix.encode() + which, 0

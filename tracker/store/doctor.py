@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from tracker.store.agreement import Agreement, agreement
 from tracker.store.inspection import LEAST_SHARDS, judge, read_infos, spread, too_few, version_of
 from tracker.store.keys import SCHEMA_VERSION
-from tracker.store.scripts import Scripts
+from tracker.store.scripts import Scripts, unfinished
 from tracker.store.snapshot import timestamp
 
 __all__ = ["Check", "Examination", "examine"]
@@ -74,6 +74,8 @@ async def _layout(scripts: Scripts) -> Check:
     if fields[0] is None:
         return Check("layout", "problem", "no tracker has ever used this namespace of this database")
     version, recorded = (field.decode(errors="replace") if field else "?" for field in fields)
+    if under_way := unfinished(recorded):
+        return Check("layout", "problem", under_way)
     if (version, recorded) != (str(SCHEMA_VERSION), str(shards)):
         return Check(
             "layout",

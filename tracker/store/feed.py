@@ -134,9 +134,10 @@ class Feed:
         if not after or after == "0":
             return [OLDEST] * shards
         positions = [_position(part) for part in after.split(".")] if _POSITION.fullmatch(after) else []
-        if len(positions) != shards or max(map(max, positions)) >= _GREATEST:
+        if not 0 < len(positions) <= shards or max(map(max, positions)) >= _GREATEST:
             raise Invalid([{"field": field, "message": "Not an event id of this tracker"}])
-        return positions
+        # One from before a reshard: the shards that have come since had nothing then.
+        return positions + [EMPTY] * (shards - len(positions))
 
     async def _last(self, query: ListEvents, count: int) -> EventPage:
         """The last ``count`` events that match, of the last LOOKED_BACK of each shard."""

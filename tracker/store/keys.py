@@ -20,7 +20,9 @@ hook:<eventId>     hash        such an event, copied from the feed, and ``attemp
 parked             sorted set  the newest 1,000 that were given up by when that was (ms)
 clock              hash        ``pulse`` (ms: when a pod was there last), ``patience`` (ms), ``swept`` (ms: the last
                                sweep); of the last outage ``held`` and ``resumed`` (ms: from, to), ``hold_end`` (ms)
-schema             hash        ``version`` and ``shards``: how this store is laid out
+schema             hash        ``version`` and ``shards``: how this store is laid out; ``4>16`` while that changes
+moved:<id>         string      the shard of a session that a reshard has taken from the one in its id; TTL 30 days,
+                               renewed when somebody asks for that id
 =================  ==========  ======================================================================================
 
 Session hash fields, absent where the session has none: ``agent task trigger inbox about started due ttl runner provider

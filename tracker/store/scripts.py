@@ -20,7 +20,7 @@ from tracker.store.keys import SCHEMA_VERSION, Shard
 from tracker.store.observer import Observer
 from tracker.store.server import Argument, Server
 
-__all__ = ["MOVING_SECONDS", "NAMES", "Argument", "Scripts", "is_moving", "is_reply", "together"]
+__all__ = ["MOVING_SECONDS", "NAMES", "Argument", "Scripts", "is_moving", "is_reply", "together", "unfinished"]
 
 T = TypeVar("T")
 
@@ -33,9 +33,15 @@ NAMES = (
     "cleanup",
     "create",
     "delete",
+    "depart",
     "enroll",
+    "export",
+    "forward",
     "heartbeat",
+    "import",
+    "lay_out",
     "list",
+    "locate",
     "provider",
     "pulse",
     "read",
@@ -59,6 +65,14 @@ def is_moving(text: str) -> bool:
     makes from an id there would take a live session for one that is gone. Once all are there it is MOVED.
     """
     return text.startswith(MOVING) or "non local key" in text
+
+
+def unfinished(shards: str) -> str:
+    """What to do about a store that is recorded with `4>16` shards; nothing where it is a number."""
+    before, between, after = shards.partition(">")
+    if not between:
+        return ""
+    return f"the store is being resharded from {before} to {after} shards: finish it: tracker reshard --to {after}"
 
 
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
@@ -124,6 +138,12 @@ class Scripts:
         async with self._deadline():
             await self.ensure_enrolled(shard)
             return await self._run(name, shard, arguments)
+
+    async def rearrange(self, name: str, shard: Shard, *arguments: Argument) -> Any:
+        """As ``run``, but does not ask whether the layout is ours: for the one who changes it."""
+        with self.observer.watching(name):
+            async with self._deadline():
+                return await self._run(name, shard, arguments)
 
     @asynccontextmanager
     async def one_deadline(self) -> AsyncIterator[None]:
@@ -253,6 +273,8 @@ class Scripts:
         if reply[:2] != [b"%d" % SCHEMA_VERSION, b"%d" % len(self.shards)]:
             self._enrolled.clear()
             version, shards = (part.decode(errors="replace") or "?" for part in reply[:2])
+            if under_way := unfinished(shards):
+                raise SchemaMismatch(under_way)
             raise SchemaMismatch(
                 f"the store is laid out with {shards} shards in schema version {version}, this process has "
                 f"{len(self.shards)} shards and version {SCHEMA_VERSION}: set TRACKER_SHARDS={shards}, use another "

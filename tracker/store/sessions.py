@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -16,12 +17,15 @@ from tracker.settings import Settings
 from tracker.store.batching import Batcher, Carrier, Operation, Reply
 from tracker.store.carriers import ClientCarrier, PipeCarrier
 from tracker.store.ids import make_tail, shard_of_id, shard_of_text
-from tracker.store.scripts import MOVING_SECONDS, Argument, Scripts, is_moving
+from tracker.store.scripts import MOVING_SECONDS, Argument, Scripts, is_moving, together
 from tracker.store.snapshot import decode, encode
 
 __all__ = ["Beat", "Created", "SessionStore"]
 
 T = TypeVar("T")
+
+_MOVED = re.compile("moved to shard ([0-9]{1,4})")
+"""What scripts say of an id whose session is in another shard than its id tells: see ``prelude.lua``."""
 
 
 class Created(NamedTuple):
@@ -94,11 +98,12 @@ class SessionStore:
         """Renews many; what came of each, in the order given."""
         outcomes: dict[Target, Beat | None] = dict.fromkeys(targets)
         places = [(target, shard) for target in outcomes if (shard := self._shard_of(target)) is not None]
+        operations = [(target.kind, target.value, "", "") for target, _ in places]
         futures: list[asyncio.Future[Reply]] = []
         began = self._clock()
         try:
-            for target, shard in places:
-                futures.append(self._submit("heartbeat", shard, (target.kind, target.value, "", "")))
+            for (_, shard), operation in zip(places, operations, strict=True):
+                futures.append(self._submit("heartbeat", shard, operation))
         except StoreUnavailable:
             for future in futures:
                 future.cancel()
@@ -106,9 +111,14 @@ class SessionStore:
         for _ in range(len(outcomes) - len(places)):
             self._observer.missed("heartbeat")
         replies = await self._arrival("heartbeat", asyncio.gather(*futures))
-        for (target, shard), first in zip(places, replies, strict=True):
-            operation = (target.kind, target.value, "", "")
-            reply = first if first[0] != b"error" else await self._again("heartbeat", shard, operation, first, began)
+        refused = [number for number, reply in enumerate(replies) if reply[0] == b"error"]
+        again = await together(
+            self._again("heartbeat", places[number][1], operations[number], replies[number], began)
+            for number in refused
+        )
+        for number, reply in zip(refused, again, strict=True):
+            replies[number] = reply
+        for (target, _), reply in zip(places, replies, strict=True):
             if reply[0] == b"renewed":
                 outcomes[target] = _beat(reply)
         return outcomes
@@ -180,13 +190,20 @@ class SessionStore:
         return reply if reply[0] != b"error" else await self._again(script, shard, operation, reply, began)
 
     async def _again(self, script: str, shard: int, operation: Operation, reply: Reply, began: float) -> Reply:
-        """What comes of an operation that was refused. As long as that is because its keys are on their way to another
-        node of a cluster, it is sent again, until its deadline.
+        """What comes of an operation that was refused. If that is because a reshard has taken the session to another
+        shard, it goes there, once. As long as it is because its keys are on their way to another node of a cluster, it
+        is sent again, until its deadline.
         """
-        patient = self._scripts.servers.several
-        while reply[0] == b"error" and patient and is_moving(reply[1].decode(errors="replace")):
-            await asyncio.sleep(MOVING_SECONDS)
-            patient = self._clock() - began < self._scripts.timeout
+        patient, home = self._scripts.servers.several, shard
+        while reply[0] == b"error":
+            text = reply[1].decode(errors="replace")
+            if shard == home and (moved := _MOVED.fullmatch(text)) and int(moved[1]) < self._shards:
+                shard = int(moved[1])
+            elif patient and is_moving(text):
+                await asyncio.sleep(MOVING_SECONDS)
+                patient = self._clock() - began < self._scripts.timeout
+            else:
+                break
             reply = await self._arrival(script, self._submit(script, shard, operation))
         return self._checked(reply)
 

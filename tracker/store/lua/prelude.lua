@@ -7,6 +7,7 @@
 -- Keys made here from an id or a task carry the hash tag of the declared ones: one slot, so one script may touch them.
 local CLOCK, SESSIONS, DEADLINES, AGENTS, TRIGGERS, COUNTERS, EVENTS = unpack(KEYS)
 local SESSION, TASK, AGENT = ARGV[1] .. 'session:', ARGV[1] .. 'task:', ARGV[1] .. 'agent:'
+local MOVED, FORWARDED = ARGV[1] .. 'moved:', 30 * 86400000 -- how long (ms) an id is forwarded without being asked for
 local GRACE, FEED_LENGTH, FIRST = tonumber(ARGV[2]), ARGV[3], 4
 
 local function ms(number) return string.format('%.0f', number) end
@@ -57,12 +58,18 @@ local function to_table(flat)
 end
 
 -- The id of the live session that a task or an id means, then its due time and the named fields; nil where none lives.
+-- Raises `moved to shard <n>` for an id whose session a reshard has taken there.
 local function find(kind, target, ...)
   local id = target
   if kind == 'task' then id = redis.call('GET', TASK .. target) end
   if not id then return nil end
   local values = redis.call('HMGET', SESSION .. id, 'due', ...)
   if values[1] and tonumber(values[1]) > cutoff then return id, values end
+  local shard = kind == 'id' and not values[1] and redis.call('GET', MOVED .. id)
+  if shard then
+    if redis.call('PTTL', MOVED .. id) < FORWARDED / 2 then redis.call('PEXPIRE', MOVED .. id, ms(FORWARDED)) end
+    error('moved to shard ' .. shard, 0)
+  end
   return nil
 end
 
@@ -116,10 +123,9 @@ local function emit(kind, reason, id, flat)
     'type', kind, 'at', ms(now), 'reason', reason, 'id', id, unpack(flat))
 end
 
--- Ends a session: hash, indices and counts go, its one end event comes. `flat` is its whole hash.
--- The caller has run check_shard. DEL comes first, so that ending works at maxmemory.
-local function finish(id, flat, reason)
-  local session = to_table(flat)
+-- Takes a session away: hash, indices and counts. `session` has at least its agent, trigger and task.
+-- DEL comes first, so that ending works at maxmemory.
+local function erase(id, session)
   local holder = session.task and redis.call('GET', TASK .. session.task)
   redis.call('ZCARD', AGENT .. session.agent)
   redis.call('DEL', SESSION .. id)
@@ -129,6 +135,12 @@ local function finish(id, flat, reason)
   redis.call('ZREM', AGENT .. session.agent, id)
   count(AGENTS, session.agent, -1)
   count(TRIGGERS, session.trigger, -1)
+end
+
+-- Ends a session: it is taken away, and its one end event comes. `flat` is its whole hash.
+-- The caller has run check_shard.
+local function finish(id, flat, reason)
+  erase(id, to_table(flat))
   redis.call('HINCRBY', COUNTERS, 'ended:' .. reason, 1)
   emit('session.ended', reason, id, flat)
 end
