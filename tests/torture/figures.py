@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tests.torture.checker import cleanup_rounds, outages, recoveries
-from tests.torture.history import Call, History
+from tests.torture.history import Call, Fault, History
 
 __all__ = ["shortcomings", "tell"]
 
@@ -22,7 +22,7 @@ def tell(history: History) -> Iterator[str]:
     pods = f"{len(plan.pods)} pods with {plan.workers} workers each"
     yield f"seed {plan.seed}, {plan.seconds:g} s, {pods}, {plan.clients} clients"
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for call in calls:
+    for call in history.answers:
         outcomes[call.kind][_outcome(call)] += 1
     yield f"calls: {len(calls)}, {sum(call.unsure for call in calls)} of unknown fate"
     for kind, counts in sorted(outcomes.items()):
@@ -32,7 +32,7 @@ def tell(history: History) -> Iterator[str]:
     ends = ", ".join(f"{reason} {reasons[reason]}" for reason in REASONS)
     yield f"sessions: {len(history.lives)} created, {ends}, {reasons['']} still live"
     holds = {hold for found in history.holds.values() for hold in found}
-    gaps = [ended - began for began, ended in outages(history)]
+    gaps = [ended - began for _, began, ended in outages(history)]
     yield (
         f"outages: {len(gaps)} beyond the patience, the longest {max(gaps, default=0) / 1000:.1f} s; {len(holds)} "
         f"holds; {_spared(history)} sessions outlived their deadline by one"
@@ -45,6 +45,8 @@ def tell(history: History) -> Iterator[str]:
             f"end events after their deadline: median {late[len(late) // 2]:.0f} ms, "
             f"99% {late[len(late) * 99 // 100]:.0f} ms, the latest {late[-1]:.0f} ms (outages included)"
         )
+    if any(fault.losses for fault in history.faults):
+        yield _failovers(history)
     back = [after for _, _, after in recoveries(history)]
     yield f"load: up to {max((fault.load for fault in history.faults), default=0):.1f} processes per core"
     yield f"longest time without any definite answer: {_longest_silence(history):.1f} s"
@@ -78,6 +80,28 @@ def _outcome(call: Call) -> str:
     if call.status == 200 and call.kind in ("beat", "provider", "stop", "delete"):
         return "200 done" if call.done else "200 missing"
     return str(call.status)
+
+
+def _failovers(history: History) -> str:
+    """What they may have undone, and have; and how those fared meanwhile whose masters were well."""
+    undone = [call for call in history.answers if call.definite and history.undone(call)]
+    gone = [call for call in undone if call.status == 201 and call.answer["session"]["id"] not in history.lives]
+    faults = [fault for fault in history.faults if fault.down and fault.shards is not None]
+    others = [
+        call
+        for call in history.of("beat", "read", "delete", "provider", "stop")
+        if call.sent and not call.lost and any(_elsewhere(history, call, fault) for fault in faults)
+    ]
+    refused = sum(call.status == 503 for call in others)
+    down = sorted(fault.down[1] - fault.down[0] for fault in faults if fault.down)
+    return (
+        f"masters lost: {len(down)}, for {down[0] / 1000:.1f} to {down[-1] / 1000:.1f} s; meanwhile {len(others)} calls "
+        f"on others' shards, {refused} refused; {len(undone)} answers in doubt, {len(gone)} acknowledged creates undone"
+    )
+
+
+def _elsewhere(history: History, call: Call, fault: Fault) -> bool:
+    return bool(fault.down) and fault.down[0] <= call.began <= fault.down[1] and not history.concerned(call, fault)
 
 
 def _spared(history: History) -> int:
