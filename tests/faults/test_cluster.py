@@ -69,11 +69,13 @@ async def pod(cluster: RedisCluster, namespace: str, deadline: float) -> AsyncIt
 
 
 class Beat(NamedTuple):
-    """``shard``, when it came (monotonic s), and ``what`` came: renewed, missing, unavailable or another error."""
+    """``shard``, when it came (monotonic s), and ``what`` came: renewed, missing, unavailable or another error; after
+    how many ``seconds``."""
 
     shard: int
     at: float
     what: str
+    seconds: float
 
 
 class Load:
@@ -114,13 +116,15 @@ class Load:
             await self._note(shard, self._pass(passing))
 
     async def _note(self, shard: int, call: object) -> None:
+        began = time.monotonic()
         try:
             what = await call  # type: ignore[misc]
         except StoreUnavailable:
             what = "unavailable"
         except Exception as error:
             what = repr(error)
-        self.beats.append(Beat(shard, time.monotonic(), what))
+        ended = time.monotonic()
+        self.beats.append(Beat(shard, ended, what, ended - began))
 
     async def _beat(self, task: str) -> str:
         return "renewed" if await self._pod.sessions.heartbeat(Target.task(task)) else "missing"

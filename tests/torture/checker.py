@@ -29,6 +29,8 @@ STALL_MS = 10_000
 SWEEPS_TO_END = 3
 """A sweep ends all that is due; one may have begun just before, and one die midway with its pod."""
 CLOCK_DRIFT_MS = 100
+REFUSED_CALLS, REFUSED_SHARE = 5, 0.02
+"""How many calls may be refused while the master of others is lost, for a busy machine may miss a deadline."""
 
 TRAITS = ("agent", "task", "tag", "ttl")
 """What a session keeps from its create to its end."""
@@ -443,6 +445,35 @@ def _service_comes_back(history: History) -> Iterator[str]:
             yield f"after {fault.kind} at {fault.began:.0f}-{fault.ended:.0f} pod{pod} did not serve for {after:.0f} ms"
 
 
+def losses_of_masters(history: History) -> Iterator[tuple[Fault, float, float]]:
+    """When certainly nobody held the shards of a master."""
+    for fault in history.faults:
+        if fault.down and fault.shards is not None:
+            yield fault, fault.down[0], fault.down[1]
+
+
+def bystanders(history: History) -> Iterator[tuple[Fault, list[Call]]]:
+    """With each loss of a master: the calls meanwhile that had an answer, and nothing to do with its shards."""
+    for fault, began, ended in losses_of_masters(history):
+        calls = history.of("beat", "read", "provider", "stop", "delete")
+        yield (
+            fault,
+            [
+                call
+                for call in calls
+                if call.status is not None and began <= call.began <= ended and not history.concerned(call, fault)
+            ],
+        )
+
+
+def _bystanders_are_served(history: History) -> Iterator[str]:
+    """A master that is lost is nothing to those whose sessions others hold; but the machine may be slow."""
+    for fault, calls in bystanders(history):
+        refused = sum(call.status == 503 for call in calls)
+        if refused > max(REFUSED_CALLS, len(calls) * REFUSED_SHARE):
+            yield f"{fault.kind} at {fault.began:.0f}: {refused} of {len(calls)} calls on others' shards were refused"
+
+
 # I9
 
 
@@ -533,6 +564,7 @@ INVARIANTS: tuple[tuple[str, Check], ...] = (
     ("I8", _answers_are_documented),
     ("I8", _answers_come_in_time),
     ("I8", _service_comes_back),
+    ("I8", _bystanders_are_served),
     ("I9", _outages_end_nobody),
     ("I10", _answers_are_ones_own),
     ("I11", _the_dead_leave_at_their_deadline),

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from tests.torture.checker import cleanup_rounds, outages, recoveries
-from tests.torture.history import Call, Fault, History
+from tests.torture.checker import bystanders, cleanup_rounds, losses_of_masters, outages, recoveries
+from tests.torture.history import Call, History
 
 __all__ = ["shortcomings", "tell"]
 
@@ -66,7 +66,7 @@ def shortcomings(history: History) -> Iterator[str]:
         "sessions that outlived their deadline by a hold": _spared(history),
         "rounds of cleanups that add up": sum(counted > 0 for _, _, counted in cleanup_rounds(history)),
         "events read by subscribers": sum(
-            len(call.answer["positions"]) for call in history.of("feed") if call.definite
+            len(call.answer["positions"]) for call in history.of("feed") if call.status == 200
         ),
     }
     yield from (f"only {count} {name}" for name, count in shown.items() if count < 10)
@@ -86,22 +86,14 @@ def _failovers(history: History) -> str:
     """What they may have undone, and have; and how those fared meanwhile whose masters were well."""
     undone = [call for call in history.answers if call.definite and history.undone(call)]
     gone = [call for call in undone if call.status == 201 and call.answer["session"]["id"] not in history.lives]
-    faults = [fault for fault in history.faults if fault.down and fault.shards is not None]
-    others = [
-        call
-        for call in history.of("beat", "read", "delete", "provider", "stop")
-        if call.sent and not call.lost and any(_elsewhere(history, call, fault) for fault in faults)
-    ]
+    downs = [ended - began for _, began, ended in losses_of_masters(history)]
+    others = [call for _, calls in bystanders(history) for call in calls]
     refused = sum(call.status == 503 for call in others)
-    down = sorted(fault.down[1] - fault.down[0] for fault in faults if fault.down)
     return (
-        f"masters lost: {len(down)}, for {down[0] / 1000:.1f} to {down[-1] / 1000:.1f} s; meanwhile {len(others)} calls "
-        f"on others' shards, {refused} refused; {len(undone)} answers in doubt, {len(gone)} acknowledged creates undone"
+        f"masters lost: {len(downs)}, for {min(downs, default=0) / 1000:.1f} to {max(downs, default=0) / 1000:.1f} s; "
+        f"meanwhile {len(others)} calls on others' shards, {refused} refused; {len(undone)} answers in doubt, "
+        f"{len(gone)} acknowledged creates undone"
     )
-
-
-def _elsewhere(history: History, call: Call, fault: Fault) -> bool:
-    return bool(fault.down) and fault.down[0] <= call.began <= fault.down[1] and not history.concerned(call, fault)
 
 
 def _spared(history: History) -> int:
