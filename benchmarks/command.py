@@ -20,7 +20,7 @@ from benchmarks.plan import FULL, SHORT, Plan
 from benchmarks.process import ROOT, StartError
 from benchmarks.report import show_outcome, show_targets
 from benchmarks.results import write
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import ON_DEMAND, SCENARIOS
 from benchmarks.stage import ENDING, Stage
 from benchmarks.tools import MissingTool, check_tools
 from benchmarks.wire import WireError
@@ -40,7 +40,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 
 def _help() -> str:
-    lines = [f"{name}: {(scenario.__doc__ or '').partition(chr(10))[0]}" for name, scenario in SCENARIOS.items()]
+    lines = [
+        f"{name}: {(scenario.__doc__ or '').partition(chr(10))[0]}{' With --only.' * (name in ON_DEMAND)}"
+        for name, scenario in SCENARIOS.items()
+    ]
     intro = "Measure the tracker beside its baselines; some 13 minutes, or one with --short. The scenarios:"
     return "\n\n".join([intro, *lines])
 
@@ -62,7 +65,7 @@ def bench(
     plan = replace(plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
     if connections:
         plan = replace(plan, connections=tuple(connections), peers_at=tuple(connections))
-    names = [name for name in SCENARIOS if not only or name in only]
+    names = [name for name in SCENARIOS if (name in only if only else name not in ON_DEMAND)]
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, LEAST_WIDTH))

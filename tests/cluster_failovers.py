@@ -23,7 +23,6 @@ from tests.faults.test_cluster import (
     SHARDS,
     Load,
     held_by,
-    moved,
     open_connections,
     open_files,
     replica_of,
@@ -33,6 +32,7 @@ from tests.faults.test_cluster import (
 from tests.patience import until
 from tests.redis_cluster import PATIENCE_SECONDS, RedisCluster, running_cluster
 from tests.store.wire import a_run
+from tests.sweeping import sweeping
 from tracker.settings import Settings
 from tracker.store.cluster import Cluster
 from tracker.store.store import Store, open_store
@@ -41,7 +41,8 @@ __all__ = ["main"]
 
 NODE_TIMEOUT_MS = 1500
 HOWS = ("killed", "frozen", "planned")
-USUAL_SECONDS = 4
+LOOK_SECONDS = 0.25
+USUAL_SECONDS = 5
 """How long heartbeats are measured while nothing is wrong."""
 WARM_UP = len(HOWS)
 """Failovers after which nothing may grow any more: one of each kind."""
@@ -58,8 +59,7 @@ async def main(failovers: int) -> int:
         f"{'ratio':>6} {'beats':>6} {'refused':>7} {'tasks':>5} {'files':>5} {'memory':>9}")  # fmt: skip
     with tempfile.TemporaryDirectory() as directory, running_cluster(Path(directory), NODE_TIMEOUT_MS) as cluster:
         settings = Settings(store_url=cluster.url, shards=SHARDS, sweep_interval_seconds=0.5)
-        async with open_store(settings) as pod:
-            sweeping = asyncio.create_task(pod.sweeper.run())
+        async with open_store(settings) as pod, sweeping(pod):
             await asyncio.gather(*(pod.sessions.create(a_run(f"t{number}")) for number in range(SESSIONS)))
             good, ratios, left = True, [], list[tuple[int, int, int]]()
             for number in range(failovers):
@@ -67,8 +67,6 @@ async def main(failovers: int) -> int:
                 ratios.append(ratio)
                 left.append(remains)
                 good = good and not refused
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
     say(f"p99 of the others meanwhile, of the usual: median {statistics.median(ratios):.2f}, at most {max(ratios):.2f}")
     if len(left) > WARM_UP:
         tasks, files, memory = (last - first for first, last in zip(left[WARM_UP - 1], left[-1], strict=True))
@@ -102,20 +100,37 @@ async def fail_over(cluster: RedisCluster, pod: Store, number: int) -> tuple[flo
     elif how == "frozen":
         server.thaw()
     mine = load.that(shards=others)
-    before = p99([beat.seconds for beat in mine if began - USUAL_SECONDS / 2 < beat.at < began])
+    before = p99([beat.seconds for beat in mine if began - USUAL_SECONDS + 1 < beat.at < began])
     meanwhile = [beat.seconds for beat in mine if began <= beat.at - beat.seconds and beat.at <= back]
     refused, during = len(load.bad(others)), p99(meanwhile)
     await until(lambda: asyncio.to_thread(cluster.settled), PATIENCE_SECONDS)
     await whole(pod)
-    await asyncio.sleep(2)  # as long as a server that holds nothing is kept
     load.beats.clear()
-    assert isinstance(pod.scripts.servers, Cluster)
-    tasks, files = len(asyncio.all_tasks()), open_files() - open_connections(pod.scripts.servers)
+    tasks, files = await remains(pod)
     memory = resident_bytes()
     say(f"{number + 1:2} {how:8} {agreed - began:10.2f} s {back - began:9.2f} s {before * 1000:14.1f} ms "
         f"{during * 1000:7.1f} ms {during / before:6.2f} {len(meanwhile):6} {refused:7} {tasks:5} {files:5} "
         f"{memory / 2**20:5.1f} MiB")  # fmt: skip
     return during / before, refused, (tasks, files, memory)
+
+
+async def remains(pod: Store) -> tuple[int, int]:
+    """Tasks, and files beside the pool's connections: the fewest within some seconds, for some come and go."""
+    servers = pod.scripts.servers
+    assert isinstance(servers, Cluster)
+    tasks, files = set[int](), set[int]()
+    for _ in range(20):
+        await asyncio.sleep(LOOK_SECONDS)
+        tasks.add(len(asyncio.all_tasks()))
+        files.add(open_files() - open_connections(servers))
+    return min(tasks), min(files)
+
+
+async def moved(cluster: RedisCluster, slot: int, old: int) -> float:
+    """When all nodes agree that another holds the slot (monotonic s). Asked seldom: that costs the others time."""
+    while await asyncio.to_thread(cluster.holder, slot) in (0, old):  # noqa: ASYNC110 - nodes tell nobody
+        await asyncio.sleep(LOOK_SECONDS)
+    return time.monotonic()
 
 
 def p99(seconds: list[float]) -> float:

@@ -23,6 +23,7 @@ from tracker.models import Target
 from tracker.settings import Settings
 from tracker.store.cluster import Cluster
 from tracker.store.deliveries import Deliveries
+from tracker.store.ending import end
 from tracker.store.hub import Reader
 from tracker.store.store import Store, open_store
 
@@ -92,9 +93,7 @@ class Load:
         try:
             yield
         finally:
-            for writer in writers:
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            await end(writers)
 
     def that(self, *, shards: set[int] | None = None, what: str | None = None) -> list[Beat]:
         return [
