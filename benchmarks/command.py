@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +28,7 @@ from benchmarks.wire import WireError
 from benchmarks.wrk import WrkError
 from tracker.errors import StoreError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "choose", "main"]
 
 FAILED = 1
 CANNOT_START = 2
@@ -65,7 +66,7 @@ def bench(
     plan = replace(plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
     if connections:
         plan = replace(plan, connections=tuple(connections), peers_at=tuple(connections))
-    names = [name for name in SCENARIOS if (name in only if only else name not in ON_DEMAND)]
+    names = choose(only)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, LEAST_WIDTH))
@@ -82,6 +83,11 @@ def bench(
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(FAILED)
+
+
+def choose(only: Collection[str] | None = None) -> list[str]:
+    """The scenarios to run, in their order: those asked for, or all but those on demand."""
+    return [name for name in SCENARIOS if (name in only if only else name not in ON_DEMAND)]
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ KILLED_AT, WAVE_AT = 0.4, 0.6
 FAILOVER_SECONDS = 60
 FEED_LENGTH = 5000
 """Per shard: all that happens while the sessions are held."""
-TOGETHER = 4096
+TOGETHER = 1024
 LONG_SECONDS, SHORT_SECONDS, PASSING_SECONDS = 3600, 60, 15
 SHORT_PART, WAVE_PART, REPLACED_PART = 0.01, 0.02, 0.01
 """Those with a short TTL that heartbeat all the time; those that fall silent at once; those that are replaced."""
@@ -90,7 +90,7 @@ class _Holding:
 
     async def run(self) -> Outcome:
         empty = self._cluster.used_bytes()
-        async with self._open(60) as self._pods:
+        async with self._open(60, sweeping=False) as self._pods:
             began = time.monotonic()
             await self._fill(range(self._short.start), LONG_SECONDS)
             per_second = self._short.start / (time.monotonic() - began)

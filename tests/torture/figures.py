@@ -13,6 +13,7 @@ __all__ = ["shortcomings", "tell"]
 
 LONG_SECONDS = 90
 """A run of so long must have shown everything."""
+LOST_MASTERS = 2
 REASONS = ("deleted", "expired", "replaced", "cleaned")
 
 
@@ -70,6 +71,8 @@ def shortcomings(history: History) -> Iterator[str]:
         ),
     }
     yield from (f"only {count} {name}" for name, count in shown.items() if count < 10)
+    if history.plan.on_cluster and sum(1 for _ in losses_of_masters(history)) < LOST_MASTERS:
+        yield f"fewer than {LOST_MASTERS} masters lost"
     if sum(1 for _ in outages(history)) < 2:
         yield "fewer than two outages"
 

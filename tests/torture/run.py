@@ -47,7 +47,7 @@ async def run(
         nemesis: Nemesis
         if on_cluster:
             cluster = stack.enter_context(running_cluster(directory / "redis", NODE_TIMEOUT_MS))
-            plan = Plan.on_cluster(seed, seconds, cluster.url, _free_ports(PODS))
+            plan = Plan.for_cluster(seed, seconds, cluster.url, _free_ports(PODS))
             shards = [Shard(plan.namespace, number) for number in range(plan.shards)]
             nemesis = ClusterNemesis(seed, pods, faults, cluster, shards)
         else:
