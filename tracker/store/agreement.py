@@ -70,14 +70,17 @@ class Agreement(NamedTuple):
     uncounted: list[int]
 
 
-async def agreement(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None) -> Agreement:
-    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen.
+async def agreement(
+    scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None, agents: bool = True
+) -> Agreement:
+    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen. Without ``agents`` their
+    indices are left out, which cost a call each: then only their stale entries go unseen.
 
     Raises StoreUnavailable, with whatever was mended by then, and SchemaMismatch.
     """
     look = _Look(scripts, mend)
     await look.at_keys(tell)
-    await look.at_indices()
+    await look.at_indices(agents)
     await look.at_counts()
     return Agreement(sum(len(one.sessions) for one in look.shards), list(look.findings), look.uncounted)
 
@@ -127,9 +130,10 @@ class _Look:
                 one.agents.update(name for kind, name in mine if kind == b"agent")
             tell(seen := seen + len(keys))
 
-    async def at_indices(self) -> None:
+    async def at_indices(self, agents: bool) -> None:
         for one in self.shards:
-            for name in (b"sessions", b"deadlines", *(b"agent:" + agent for agent in sorted(one.agents))):
+            of_agents = (b"agent:" + agent for agent in sorted(one.agents)) if agents else ()
+            for name in (b"sessions", b"deadlines", *of_agents):
                 await self._index(one, name)
 
     async def at_counts(self) -> None:
