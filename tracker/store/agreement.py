@@ -78,9 +78,9 @@ async def agreement(
 
     Raises StoreUnavailable, with whatever was mended by then, and SchemaMismatch.
     """
-    look = _Look(scripts, mend)
+    look = _Look(scripts, mend, agents)
     await look.at_keys(tell)
-    await look.at_indices(agents)
+    await look.at_indices()
     await look.at_counts()
     return Agreement(sum(len(one.sessions) for one in look.shards), list(look.findings), look.uncounted)
 
@@ -108,7 +108,8 @@ class _Seen:
 
 
 class _Look:
-    def __init__(self, scripts: Scripts, mend: bool) -> None:
+    def __init__(self, scripts: Scripts, mend: bool, of_agents: bool) -> None:
+        self._of_agents = of_agents
         self.shards: list[_Seen] = []
         self.findings: dict[Finding, None] = {}
         self.uncounted: list[int] = []
@@ -130,9 +131,9 @@ class _Look:
                 one.agents.update(name for kind, name in mine if kind == b"agent")
             tell(seen := seen + len(keys))
 
-    async def at_indices(self, agents: bool) -> None:
+    async def at_indices(self) -> None:
         for one in self.shards:
-            of_agents = (b"agent:" + agent for agent in sorted(one.agents)) if agents else ()
+            of_agents = (b"agent:" + agent for agent in sorted(one.agents)) if self._of_agents else ()
             for name in (b"sessions", b"deadlines", *of_agents):
                 await self._index(one, name)
 
