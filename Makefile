@@ -29,10 +29,10 @@ serve: $(RUNTIME) ## start the tracker on http://localhost:3013 (options: ARGS="
 test: lint ## lint, then run the tests (some of them: ARGS="tests/store -k sweep")
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-torture: $(DEVELOPMENT) ## freeze and kill pods and Redis under load for two minutes, then judge (ARGS="--seed 7")
+torture: $(DEVELOPMENT) ## freeze and kill pods and Redis under load for two minutes, then judge (ARGS="--seed 7", ARGS="--cluster")
 	$(BIN)/python -m tests.torture $(ARGS)
 
-failovers: $(DEVELOPMENT) ## ten Sentinel failovers under load, three minutes: what was refused and lost
+failovers: $(DEVELOPMENT) ## ten failovers under load, three minutes: Sentinel's, or of a Redis Cluster (ARGS="--cluster")
 	$(BIN)/python -m tests.failovers $(ARGS)
 
 lint: $(DEVELOPMENT) ## check style, format and types

@@ -110,11 +110,11 @@ def cpu_us(runs: Sequence[Run]) -> list[float]:
 
 def _measure(stage: Stage, subject: Subject) -> Run:
     server, redis = subject.server, subject.server.redis
-    server_before, redis_before = server.process.cpu_seconds(), redis.process.cpu_seconds() if redis else 0.0
+    server_before, redis_before = server.process.cpu_seconds(), redis.cpu_seconds() if redis else 0.0
     sample = stage.wrk.run(server, subject.load, subject.connections, stage.plan.seconds)
     each = 1e6 / max(sample.requests, 1)
     return Run(
         sample,
         (server.process.cpu_seconds() - server_before) * each,
-        (redis.process.cpu_seconds() - redis_before) * each if redis else None,
+        (redis.cpu_seconds() - redis_before) * each if redis else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +21,14 @@ from benchmarks.plan import FULL, SHORT, Plan
 from benchmarks.process import ROOT, StartError
 from benchmarks.report import show_outcome, show_targets
 from benchmarks.results import write
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import ON_DEMAND, SCENARIOS
 from benchmarks.stage import ENDING, Stage
 from benchmarks.tools import MissingTool, check_tools
 from benchmarks.wire import WireError
 from benchmarks.wrk import WrkError
 from tracker.errors import StoreError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "choose", "main"]
 
 FAILED = 1
 CANNOT_START = 2
@@ -40,7 +41,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 
 def _help() -> str:
-    lines = [f"{name}: {(scenario.__doc__ or '').partition(chr(10))[0]}" for name, scenario in SCENARIOS.items()]
+    lines = [
+        f"{name}: {(scenario.__doc__ or '').partition(chr(10))[0]}{' With --only.' * (name in ON_DEMAND)}"
+        for name, scenario in SCENARIOS.items()
+    ]
     intro = "Measure the tracker beside its baselines; some 13 minutes, or one with --short. The scenarios:"
     return "\n\n".join([intro, *lines])
 
@@ -62,7 +66,7 @@ def bench(
     plan = replace(plan, rounds=rounds or plan.rounds, seconds=seconds or plan.seconds)
     if connections:
         plan = replace(plan, connections=tuple(connections), peers_at=tuple(connections))
-    names = [name for name in SCENARIOS if not only or name in only]
+    names = choose(only)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, LEAST_WIDTH))
@@ -79,6 +83,11 @@ def bench(
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(FAILED)
+
+
+def choose(only: Collection[str] | None = None) -> list[str]:
+    """The scenarios to run, in their order: those asked for, or all but those on demand."""
+    return [name for name in SCENARIOS if (name in only if only else name not in ON_DEMAND)]
 
 
 def main() -> None:

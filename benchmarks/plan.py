@@ -27,6 +27,11 @@ class Plan:
     sweeps: int
     remembered: int
     """Sessions whose memory is measured."""
+    masters: tuple[int, ...]
+    """Sizes of the clusters whose heartbeats are compared."""
+    held: int
+    """Sessions that are held on a cluster, and for how many seconds."""
+    hold_seconds: int
 
 
 FULL = Plan(
@@ -41,6 +46,9 @@ FULL = Plan(
     expired=100_000,
     sweeps=3,
     remembered=100_000,
+    masters=(1, 2, 3),
+    held=1_000_000,
+    hold_seconds=600,
 )
 
 SHORT = Plan(
@@ -55,4 +63,7 @@ SHORT = Plan(
     expired=20_000,
     sweeps=1,
     remembered=10_000,
+    masters=(1, 3),
+    held=10_000,
+    hold_seconds=40,
 )

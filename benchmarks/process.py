@@ -82,6 +82,11 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)  # its group has its id, and nobody in it but what it started
         self._popen.wait()
 
+    def kill(self) -> None:
+        """As a crash: nothing is said to anybody."""
+        self._popen.kill()
+        self._popen.wait()
+
     def family(self) -> list[int]:
         """The process ids of it and of all that it started."""
         parents = {}

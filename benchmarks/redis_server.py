@@ -24,8 +24,12 @@ class RedisServer:
 
     def __init__(self, process: Process, port: int) -> None:
         self.process = process
+        self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
         self.client: Any = redis.Redis(port=port, decode_responses=True)
+
+    def cpu_seconds(self) -> float:
+        return self.process.cpu_seconds()
 
     def empty(self) -> None:
         self.client.flushall()
@@ -53,11 +57,11 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(directory: Path) -> Iterator[RedisServer]:
-    """A server on a free port. Raises MissingTool, StartError."""
-    port = free_port()
+def running_redis(directory: Path, *options: str, port: int | None = None) -> Iterator[RedisServer]:
+    """A server, on a free port unless told otherwise. Raises MissingTool, StartError."""
+    port = free_port() if port is None else port
     words = [find_tool(*BINARIES), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-    words += ["--save", "", "--appendonly", "no", "--slowlog-log-slower-than", "-1"]
+    words += ["--save", "", "--appendonly", "no", "--slowlog-log-slower-than", "-1", *options]
     with Process(words, directory / f"redis-{port}.log") as process:
         server = RedisServer(process, port)
         try:

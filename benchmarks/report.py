@@ -22,6 +22,7 @@ SUBJECTS = {
 }
 
 COLUMNS = {
+    "created_per_second": "created/s",
     "requests_per_second": "req/s",
     "of_noop": "of no-op",
     "of_one_worker": "of one's",
@@ -38,6 +39,8 @@ COLUMNS = {
     "of_dumps": "of dumps",
     "growth_mb": "growth MB",
     "ended_per_second": "ended/s",
+    "failover_ms": "failover ms",
+    "others_p99_ms": "others' p99 ms meanwhile",
     "heartbeat_p50_ms": "heartbeat p50 ms",
     "heartbeat_p99_ms": "heartbeat p99 ms",
     "heartbeat_max_ms": "heartbeat max ms",

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.process import Process, free_port
+from benchmarks.redis_cluster import RedisCluster
 from benchmarks.redis_server import RedisServer
 
 __all__ = ["BASELINES", "LEASES", "Server", "etcd_is_installed", "running_etcd", "running_server"]
@@ -33,7 +34,7 @@ class Server:
     port: int
     process: Process
     key: str = ""
-    redis: RedisServer | None = None
+    redis: RedisServer | RedisCluster | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -51,7 +52,9 @@ class Server:
 
 
 @contextmanager
-def running_server(kind: str, directory: Path, redis: RedisServer, workers: int = 1) -> Iterator[Server]:
+def running_server(
+    kind: str, directory: Path, redis: RedisServer | RedisCluster, workers: int = 1, shards: int = 1
+) -> Iterator[Server]:
     """The tracker, or one of BASELINES. Like in production it has a key to check. Raises StartError."""
     port, key = free_port(), secrets.token_urlsafe(24)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRACKER_")}
@@ -60,6 +63,7 @@ def running_server(kind: str, directory: Path, redis: RedisServer, workers: int 
         "TRACKER_PORT": str(port),
         "TRACKER_WORKERS": str(workers),
         "TRACKER_STORE_URL": redis.url,
+        "TRACKER_SHARDS": str(shards),
         "TRACKER_API_KEYS": key,
         "TRACKER_SWEEP_INTERVAL_SECONDS": SWEEP_INTERVAL_SECONDS,
         "TRACKER_LOG_LEVEL": "warning",

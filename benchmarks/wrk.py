@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -76,7 +77,7 @@ class Wrk:
     def __init__(self, binary: str, directory: Path) -> None:
         self._binary = binary
         self._directory = directory
-        self._runs = 0
+        self._runs = itertools.count(1)
 
     def run(self, server: Server, load: Load, connections: int, seconds: int) -> Sample:
         """As much load as so many connections bring, each sending as soon as it is answered. Raises WrkError."""
@@ -95,12 +96,12 @@ class Wrk:
 
     @contextmanager
     def _started(self, server: Server, script: str, connections: int, seconds: int) -> Iterator[subprocess.Popen[str]]:
-        self._runs += 1
-        path = self._directory / f"load-{self._runs}.lua"
+        run = next(self._runs)
+        path = self._directory / f"load-{run}.lua"
         path.write_text(script)
         words = [self._binary, "--threads", "1", "--connections", str(connections), "--script", str(path)]
         words += ["--duration", f"{seconds}s", "--timeout", f"{TIMEOUT_SECONDS}s"]
-        words += [f"http://127.0.0.1:{server.port}", "--", str(self._runs * APART)]
+        words += [f"http://127.0.0.1:{server.port}", "--", str(run * APART)]
         with subprocess.Popen(  # noqa: S603 - no words but ours
             words,
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,5 @@
-"""Ten failovers under load: ``python -m tests.failovers [--failovers 10]``, or ``make failovers``.
+"""Ten failovers under load: ``python -m tests.failovers [--failovers 10]``, or ``make failovers``; of a Redis Cluster
+with ``--cluster``: see ``tests/cluster_failovers.py``.
 
 A fleet of three servers and three sentinels on loopback, one pod, and writers that create sessions as fast as they are
 answered, each with a number. By turns the master is killed, and comes back a little later as it was, or is replaced as
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests import cluster_failovers
 from tests.sentinel_servers import MASTER, Fleet, ask, running_sentinels
 from tests.store.wire import a_run
 from tests.sweeping import sweeping
@@ -139,4 +141,6 @@ def say(line: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--failovers", type=int, default=10)
-    sys.exit(asyncio.run(main(parser.parse_args().failovers)))
+    parser.add_argument("--cluster", action="store_true")
+    options = parser.parse_args()
+    sys.exit(asyncio.run((cluster_failovers.main if options.cluster else main)(options.failovers)))

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from benchmarks import baselines, load, serving
 from benchmarks.alternation import check
-from benchmarks.command import app
+from benchmarks.command import app, choose
 from benchmarks.load import Load
 from benchmarks.outcome import Outcome, Row, Target
 from benchmarks.pictures import PICTURES, draw
@@ -32,7 +32,7 @@ from benchmarks.plot import Bar, Line, bar_chart, line_chart
 from benchmarks.process import Process, StartError
 from benchmarks.report import COLUMNS
 from benchmarks.results import write
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import ON_DEMAND, SCENARIOS
 from benchmarks.servers import BASELINES, Server
 from benchmarks.sessions import body, task
 from benchmarks.spread import Spread, ratios
@@ -414,6 +414,11 @@ def test_help_names_every_scenario_and_what_it_measures() -> None:
         about = (scenario.__doc__ or "").splitlines()[0]
         assert about
         assert f"{name}: {about}" in text
+
+
+def test_what_is_on_demand_runs_only_when_it_is_asked_for() -> None:
+    assert {*choose()} == {*SCENARIOS} - ON_DEMAND
+    assert choose(["million", "memory"]) == ["memory", "million"]
 
 
 def test_a_scenario_that_does_not_exist_is_refused() -> None:

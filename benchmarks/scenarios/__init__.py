@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.outcome import Outcome
+from benchmarks.scenarios.cluster import cluster
 from benchmarks.scenarios.heartbeats import heartbeats
 from benchmarks.scenarios.lifecycles import lifecycles
 from benchmarks.scenarios.listing import listing
 from benchmarks.scenarios.memory import memory
+from benchmarks.scenarios.million import million
 from benchmarks.scenarios.provider_sessions import provider_sessions
 from benchmarks.scenarios.sizes import sizes
 from benchmarks.scenarios.sweep import sweep
 from benchmarks.scenarios.workers import workers
 from benchmarks.stage import Stage
 
-__all__ = ["SCENARIOS", "Scenario"]
+__all__ = ["ON_DEMAND", "SCENARIOS", "Scenario"]
 
 Scenario = Callable[[Stage], Outcome]
 
@@ -31,4 +33,8 @@ SCENARIOS: dict[str, Scenario] = {
     "listing": listing,
     "sweep": sweep,
     "memory": memory,
+    "cluster": cluster,
+    "million": million,
 }
+ON_DEMAND = {"cluster", "million"}
+"""Those that run only when they are asked for: neither is cheap, and neither compares the tracker with a floor."""

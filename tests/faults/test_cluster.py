@@ -23,6 +23,7 @@ from tracker.models import Target
 from tracker.settings import Settings
 from tracker.store.cluster import Cluster
 from tracker.store.deliveries import Deliveries
+from tracker.store.ending import end
 from tracker.store.hub import Reader
 from tracker.store.store import Store, open_store
 
@@ -69,11 +70,13 @@ async def pod(cluster: RedisCluster, namespace: str, deadline: float) -> AsyncIt
 
 
 class Beat(NamedTuple):
-    """``shard``, when it came (monotonic s), and ``what`` came: renewed, missing, unavailable or another error."""
+    """``shard``, when it came (monotonic s), and ``what`` came: renewed, missing, unavailable or another error; after
+    how many ``seconds``."""
 
     shard: int
     at: float
     what: str
+    seconds: float
 
 
 class Load:
@@ -90,9 +93,7 @@ class Load:
         try:
             yield
         finally:
-            for writer in writers:
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            await end(writers)
 
     def that(self, *, shards: set[int] | None = None, what: str | None = None) -> list[Beat]:
         return [
@@ -114,13 +115,15 @@ class Load:
             await self._note(shard, self._pass(passing))
 
     async def _note(self, shard: int, call: object) -> None:
+        began = time.monotonic()
         try:
             what = await call  # type: ignore[misc]
         except StoreUnavailable:
             what = "unavailable"
         except Exception as error:
             what = repr(error)
-        self.beats.append(Beat(shard, time.monotonic(), what))
+        ended = time.monotonic()
+        self.beats.append(Beat(shard, ended, what, ended - began))
 
     async def _beat(self, task: str) -> str:
         return "renewed" if await self._pod.sessions.heartbeat(Target.task(task)) else "missing"

@@ -98,6 +98,16 @@ async def test_each_disagreement_is_found_and_mended(store: Store, damage: str) 
         assert await audit(store) == sessions
 
 
+async def test_without_agents_only_stale_entries_of_theirs_go_unseen(store: Store) -> None:
+    """For a look at a great many, each with an index of its own."""
+    session_id = await fill(store)
+    await raw(store, "ZADD", "*agent:a1", 5, "nobody")
+    assert (await agreement(store.scripts, mend=False, agents=False)).findings == []
+    await raw(store, "ZREM", "*agent:a1", session_id)
+    await raw(store, "ZADD", "*sessions", 5, "nobody")
+    assert kinds(await agreement(store.scripts, mend=False, agents=False)) == {"agent", "stale"}
+
+
 def test_every_kind_is_planted() -> None:
     planted = set().union(*(expected for expected, _ in DAMAGE.values()))
     assert planted | NOT_MENDED == set(MEANINGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import secrets
 import signal
 import sys
@@ -26,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=None, help="of clients and nemesis; by default a new one")
+    parser.add_argument("--cluster", action="store_true", help="on three masters and three replicas")
     parser.add_argument("--sabotage", choices=SABOTAGES, help="start the pods from a copy with this bug in it")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and data, to be kept")
     parser.add_argument("--check", type=Path, help="only judge what an earlier run has kept there")
@@ -36,14 +38,15 @@ def main() -> int:
         print(f"torture needs a real Redis: install {' or '.join(BINARIES)}", file=sys.stderr)
         return 1
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    logging.getLogger("tracker").addHandler(logging.NullHandler())  # the witness has a store of its own
     # As Ctrl-C, which ends the run and with it all its processes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
         directory: Path = options.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        print(f"torture: seed {seed}, {options.seconds:g} s", flush=True)
+        print(f"torture: seed {seed}, {options.seconds:g} s{', on a cluster' * options.cluster}", flush=True)
         try:
-            asyncio.run(run(seed, options.seconds, directory, options.sabotage))
+            asyncio.run(run(seed, options.seconds, directory, options.sabotage, on_cluster=options.cluster))
         except KeyboardInterrupt:
             print("interrupted: nothing judged", file=sys.stderr)
             return 130

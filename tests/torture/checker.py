@@ -29,6 +29,8 @@ STALL_MS = 10_000
 SWEEPS_TO_END = 3
 """A sweep ends all that is due; one may have begun just before, and one die midway with its pod."""
 CLOCK_DRIFT_MS = 100
+REFUSED_CALLS, REFUSED_SHARE = 5, 0.02
+"""How many calls may be refused while the master of others is lost, for a busy machine may miss a deadline."""
 
 TRAITS = ("agent", "task", "tag", "ttl")
 """What a session keeps from its create to its end."""
@@ -89,12 +91,12 @@ def _denied(history: History, call: Call) -> Iterator[Life]:
             yield life
         if call.status != 409 and call.asked.get("task"):
             yield from (life for life in history.meant(call) if life.id != call.named)
-    elif call.kind == "batch" and call.status == 200:
+    elif call.kind == "batch" and call.definite:
         missing = call.answer["missing"]
         yield from (history.lives[name] for name in missing["sessionIds"] if name in history.lives)
         for task in missing["taskIds"]:
             yield from history.meant(call, task)
-    elif call.kind in ("list", "walk") and call.status == 200:
+    elif call.kind in ("list", "walk") and call.definite:
         listed, agent = {session["id"] for session in call.answer["sessions"]}, call.asked["agent"]
         for life in history.lives.values():
             if life.id not in listed and agent in (None, life.agent):
@@ -207,19 +209,41 @@ def _each_create_makes_one(history: History) -> Iterator[str]:
 
 
 def _subscribers_miss_nothing(history: History) -> Iterator[str]:
-    """Who reads on behind each page has every event of a shard once, in order."""
-    order = [{event["position"]: number for number, event in enumerate(shard["events"])} for shard in history.shards]
-    places: dict[int, list[int]] = {}
-    for call in history.of("feed"):
-        if call.status != 200:
+    """Who reads on behind each page has every event of a shard once, in order. Behind one that a failover has undone
+    he is not led on, but told to begin anew."""
+    orders = [[_place(event["position"]) for event in shard["events"]] for shard in history.shards]
+    ranks = [{place: number for number, place in enumerate(order)} for order in orders]
+
+    def stand(shard: int, part: str) -> tuple[float, str]:
+        """How many events of the shard come before that one; (-1, '') before all, a half and its name if undone."""
+        place = _place(part)
+        if place not in ranks[shard] and history.lost(shard, place[0]):
+            return bisect.bisect(orders[shard], place) - 0.5, part
+        return ranks[shard].get(place, -1), ""
+
+    places: dict[int, list[tuple[float, str]]] = {}
+    for call in history.answers:
+        if call.kind == "feed" and call.status == 410:
+            places.pop(call.client, None)
+        if call.kind != "feed" or call.status != 200:
             continue
-        at = places.setdefault(call.client, [-1] * len(order))
+        at = places.setdefault(call.client, [(-1, "")] * len(orders))
         for position in call.answer["positions"]:
-            now = [ranks.get(part, -1) for ranks, part in zip(order, position.split("."), strict=True)]
-            moved = [shard for shard, number in enumerate(now) if number != at[shard]]
-            if len(moved) != 1 or now[moved[0]] != at[moved[0]] + 1:
+            now = [stand(shard, part) for shard, part in enumerate(position.split("."))]
+            moved = [shard for shard, rank in enumerate(now) if rank != at[shard]]
+            if len(moved) != 1 or not _follows(at[moved[0]], now[moved[0]]):
                 yield f"{call} goes on from {at} with {now}: an event is lost or repeated"
             at[:] = now
+
+
+def _place(position: str) -> tuple[int, int]:
+    ms, _, sequence = position.partition("-")
+    return int(ms), int(sequence)
+
+
+def _follows(earlier: tuple[float, str], later: tuple[float, str]) -> bool:
+    steps = later[0] - earlier[0]
+    return steps in (0, 0.5) if later[1] else steps == 1
 
 
 # I4
@@ -340,12 +364,15 @@ def _sweeps_come_in_time(history: History) -> Iterator[str]:
     plan = history.plan
     for shard, moments in [*history.sweeps.items(), *history.pulses.items()]:
         for earlier, later in pairwise([*moments, history.now]):
-            down = sum(fault.ended - fault.began for fault in history.faults if _overlaps(fault, earlier, later))
+            faults = [fault for fault in history.faults if fault.concerns(shard) and _overlaps(fault, earlier, later)]
+            down = sum(fault.ended - fault.began for fault in faults)
             if later - earlier > plan.sweep_interval * 1000 + STALL_MS * history.crowding + down:
                 span = f"from {earlier:.0f} to {later:.0f}, {down:.0f} ms of it with a fault"
                 yield f"shard {shard} had no sweep, or no pulse, {span}"
     before: dict[int, tuple[float, float]] = {}
     for clock in history.clocks:
+        if history.lost(clock.shard, clock.pulse):
+            continue
         pulse, hold_end = before.get(clock.shard, (0.0, 0.0))
         if clock.hold_end is not None and clock.hold_end != hold_end and pulse:
             gap = clock.pulse - pulse
@@ -359,10 +386,12 @@ def _sweeps_come_in_time(history: History) -> Iterator[str]:
 
 
 def _answers_are_documented(history: History) -> Iterator[str]:
-    for call in history.calls:
+    for call in history.answers:
         documented = DOCUMENTED[call.kind] | {None, 503}
         if call.kind == "delete" and not call.asked.get("guard"):
             documented = documented - {409}
+        if call.kind == "feed" and any(since <= call.ended for fault in history.faults for since, _ in fault.losses):
+            documented = documented | {410}
         if call.status not in documented:
             yield f"{call} was answered {call.status}: {call.answer}"
         if call.lost in ("NoJSON", "NoRetryAfter"):
@@ -371,7 +400,7 @@ def _answers_are_documented(history: History) -> Iterator[str]:
 
 def _answers_come_in_time(history: History) -> Iterator[str]:
     """A frozen or dead Redis is no excuse, only a frozen, dead or starting pod is."""
-    for call in history.calls:
+    for call in history.answers:
         limit = history.plan.store_timeout * 1000 * STORE_CALLS.get(call.kind, 1) + ANSWER_SLACK_MS * history.crowding
         silent = call.status is None
         if call.kind == "list" and silent and any(_overlaps(fault, call.began, call.ended) for fault in history.faults):
@@ -401,7 +430,7 @@ def recoveries(history: History) -> Iterator[tuple[Fault, int, float]]:
                 (other.began for other in history.faults if other.began > fault.ended and other is not fault),
                 default=math.inf,
             )
-            answers = [call for call in history.calls if call.pod == pod and fault.ended <= call.began < following]
+            answers = [call for call in history.answers if call.pod == pod and fault.ended <= call.began < following]
             served = [call.ended - fault.ended for call in answers if call.definite]
             asked_for = max((call.began - fault.ended for call in answers), default=0)
             if served:
@@ -416,21 +445,50 @@ def _service_comes_back(history: History) -> Iterator[str]:
             yield f"after {fault.kind} at {fault.began:.0f}-{fault.ended:.0f} pod{pod} did not serve for {after:.0f} ms"
 
 
+def losses_of_masters(history: History) -> Iterator[tuple[Fault, float, float]]:
+    """When certainly nobody held the shards of a master."""
+    for fault in history.faults:
+        if fault.down and fault.shards is not None:
+            yield fault, fault.down[0], fault.down[1]
+
+
+def bystanders(history: History) -> Iterator[tuple[Fault, list[Call]]]:
+    """With each loss of a master: the calls meanwhile that had an answer, and nothing to do with its shards."""
+    for fault, began, ended in losses_of_masters(history):
+        calls = history.of("beat", "read", "provider", "stop", "delete")
+        yield (
+            fault,
+            [
+                call
+                for call in calls
+                if call.status is not None and began <= call.began <= ended and not history.concerned(call, fault)
+            ],
+        )
+
+
+def _bystanders_are_served(history: History) -> Iterator[str]:
+    """A master that is lost is nothing to those whose sessions others hold; but the machine may be slow."""
+    for fault, calls in bystanders(history):
+        refused = sum(call.status == 503 for call in calls)
+        if refused > max(REFUSED_CALLS, len(calls) * REFUSED_SHARE):
+            yield f"{fault.kind} at {fault.began:.0f}: {refused} of {len(calls)} calls on others' shards were refused"
+
+
 # I9
 
 
-def outages(history: History) -> Iterator[tuple[float, float]]:
-    """When certainly nobody could heartbeat for longer than the patience."""
+def outages(history: History) -> Iterator[tuple[Fault, float, float]]:
+    """When certainly nobody whom a fault concerns could heartbeat for longer than the patience."""
     for fault in history.faults:
         if fault.down and fault.down[1] - fault.down[0] > history.plan.patience * 1000 + MARGIN_MS:
-            yield fault.down[0], fault.down[1]
+            yield fault, fault.down[0], fault.down[1]
 
 
 def _outages_end_nobody(history: History) -> Iterator[str]:
     """Who was alive when an outage began is not ended for silence until as long again has passed after it."""
-    for began, ended in outages(history):
+    for fault, began, ended in outages(history):
         hold = min(ended - began, history.plan.ttl * 1000)
-        for life in history.lives.values():
+        for life in filter(lambda life: fault.concerns(life.shard), history.lives.values()):
             lived = life.created < began and life.least_deadline_at(began) > began + MARGIN_MS
             if lived and life.reason == "expired" and began < life.ended < ended + hold - MARGIN_MS:
                 after = life.ended - ended
@@ -441,7 +499,7 @@ def _outages_end_nobody(history: History) -> Iterator[str]:
 
 
 def _answers_are_ones_own(history: History) -> Iterator[str]:
-    for call in history.calls:
+    for call in history.answers:
         if not call.definite or call.kind in ("feed", "stats"):
             continue
         asked, answer = call.asked, call.answer
@@ -455,7 +513,7 @@ def _answers_are_ones_own(history: History) -> Iterator[str]:
             yield f"{call} was refused for the sake of the very session that it names"
         if call.kind == "read" and session and asked.get("id") and session["id"] != asked["id"]:
             yield f"{call} was answered with session {session['id']}"
-        if call.kind == "beat" and call.done:
+        if call.kind == "beat" and call.done and not history.undone(call):
             named = history.named(call)
             lives = [named] if named else history.meant(call)
             if lives and not any(
@@ -482,7 +540,7 @@ def _answers_are_ones_own(history: History) -> Iterator[str]:
 
 
 def _the_clock_was_left_alone(history: History) -> Iterator[str]:
-    offsets = [call.began - call.mono for call in history.calls if call.mono]
+    offsets = [call.began - call.mono for call in history.answers if call.mono]
     if offsets and max(offsets) - min(offsets) > CLOCK_DRIFT_MS:
         yield "the machine's clock was set during the run: nothing can be judged by it"
 
@@ -506,6 +564,7 @@ INVARIANTS: tuple[tuple[str, Check], ...] = (
     ("I8", _answers_are_documented),
     ("I8", _answers_come_in_time),
     ("I8", _service_comes_back),
+    ("I8", _bystanders_are_served),
     ("I9", _outages_end_nobody),
     ("I10", _answers_are_ones_own),
     ("I11", _the_dead_leave_at_their_deadline),

@@ -176,14 +176,14 @@ class Client:
         await chance.choice(ways)()
 
     async def subscriber(self, number: int) -> None:
-        """Reads the whole feed as it grows."""
+        """Reads the whole feed as it grows, and anew when its place in it is gone."""
         after = "0"
         while self.working:
             page = await self._call(
                 "feed", "GET", "/events", {"after": after}, params={"after": after, "limit": 1000}, note=_positions
             )
             if page:
-                after = page["next"]
+                after = page.get("next", "0")
             await self._pause(0.5, 1)
 
     # The calls: the answer's body when there was a definite one, else None

@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from tests.torture.checker import cleanup_rounds, outages, recoveries
+from tests.torture.checker import bystanders, cleanup_rounds, losses_of_masters, outages, recoveries
 from tests.torture.history import Call, History
 
 __all__ = ["shortcomings", "tell"]
 
 LONG_SECONDS = 90
 """A run of so long must have shown everything."""
+LOST_MASTERS = 2
 REASONS = ("deleted", "expired", "replaced", "cleaned")
 
 
@@ -22,7 +23,7 @@ def tell(history: History) -> Iterator[str]:
     pods = f"{len(plan.pods)} pods with {plan.workers} workers each"
     yield f"seed {plan.seed}, {plan.seconds:g} s, {pods}, {plan.clients} clients"
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for call in calls:
+    for call in history.answers:
         outcomes[call.kind][_outcome(call)] += 1
     yield f"calls: {len(calls)}, {sum(call.unsure for call in calls)} of unknown fate"
     for kind, counts in sorted(outcomes.items()):
@@ -32,7 +33,7 @@ def tell(history: History) -> Iterator[str]:
     ends = ", ".join(f"{reason} {reasons[reason]}" for reason in REASONS)
     yield f"sessions: {len(history.lives)} created, {ends}, {reasons['']} still live"
     holds = {hold for found in history.holds.values() for hold in found}
-    gaps = [ended - began for began, ended in outages(history)]
+    gaps = [ended - began for _, began, ended in outages(history)]
     yield (
         f"outages: {len(gaps)} beyond the patience, the longest {max(gaps, default=0) / 1000:.1f} s; {len(holds)} "
         f"holds; {_spared(history)} sessions outlived their deadline by one"
@@ -45,6 +46,8 @@ def tell(history: History) -> Iterator[str]:
             f"end events after their deadline: median {late[len(late) // 2]:.0f} ms, "
             f"99% {late[len(late) * 99 // 100]:.0f} ms, the latest {late[-1]:.0f} ms (outages included)"
         )
+    if any(fault.losses for fault in history.faults):
+        yield _failovers(history)
     back = [after for _, _, after in recoveries(history)]
     yield f"load: up to {max((fault.load for fault in history.faults), default=0):.1f} processes per core"
     yield f"longest time without any definite answer: {_longest_silence(history):.1f} s"
@@ -64,10 +67,12 @@ def shortcomings(history: History) -> Iterator[str]:
         "sessions that outlived their deadline by a hold": _spared(history),
         "rounds of cleanups that add up": sum(counted > 0 for _, _, counted in cleanup_rounds(history)),
         "events read by subscribers": sum(
-            len(call.answer["positions"]) for call in history.of("feed") if call.definite
+            len(call.answer["positions"]) for call in history.of("feed") if call.status == 200
         ),
     }
     yield from (f"only {count} {name}" for name, count in shown.items() if count < 10)
+    if history.plan.on_cluster and sum(1 for _ in losses_of_masters(history)) < LOST_MASTERS:
+        yield f"fewer than {LOST_MASTERS} masters lost"
     if sum(1 for _ in outages(history)) < 2:
         yield "fewer than two outages"
 
@@ -78,6 +83,20 @@ def _outcome(call: Call) -> str:
     if call.status == 200 and call.kind in ("beat", "provider", "stop", "delete"):
         return "200 done" if call.done else "200 missing"
     return str(call.status)
+
+
+def _failovers(history: History) -> str:
+    """What they may have undone, and have; and how those fared meanwhile whose masters were well."""
+    undone = [call for call in history.answers if call.definite and history.undone(call)]
+    gone = [call for call in undone if call.status == 201 and call.answer["session"]["id"] not in history.lives]
+    downs = [ended - began for _, began, ended in losses_of_masters(history)]
+    others = [call for _, calls in bystanders(history) for call in calls]
+    refused = sum(call.status == 503 for call in others)
+    return (
+        f"masters lost: {len(downs)}, for {min(downs, default=0) / 1000:.1f} to {max(downs, default=0) / 1000:.1f} s; "
+        f"meanwhile {len(others)} calls on others' shards, {refused} refused; {len(undone)} answers in doubt, "
+        f"{len(gone)} acknowledged creates undone"
+    )
 
 
 def _spared(history: History) -> int:

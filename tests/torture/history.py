@@ -3,6 +3,9 @@
 A call without a definite answer (503, time-out, cut connection) may have happened, until everything that was broken
 meanwhile had been whole again for a while, or not at all. So two bounds are kept for each session: how long it lived at
 least, by what was acknowledged, and how long at most, by everything that may have been. Times are ms since 1970.
+
+A cluster may lose what a master acknowledged in its last moments. What is in the store in the end is what has happened,
+so an answer of those moments, on a shard of that master, is as good as none: the call may have happened, or not.
 """
 
 from __future__ import annotations
@@ -12,15 +15,19 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from tests.torture.journal import read_journal
 from tests.torture.plan import Plan
+from tracker.store.ids import shard_of_id, shard_of_text
 
-__all__ = ["MARGIN_MS", "Call", "Clock", "Fault", "History", "Life"]
+__all__ = ["LAG_MS", "MARGIN_MS", "Call", "Clock", "Fault", "History", "Life"]
+
+LAG_MS = 1000
+"""A replica that its master has not been cut off from has what that acknowledged so long ago."""
 
 MARGIN_MS = 20
 """Clocks are read to the ms, and a call's times a little before and after it."""
@@ -75,9 +82,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """``hits``: pods by name, or redis. ``down``: when certainly nobody could be served.
+    """``hits``: pods by name, redis, or a node of the cluster. ``down``: when certainly nobody could be served.
 
-    ``load``: how many processes wanted each of the machine's cores, in the minute before.
+    ``load``: how many processes wanted each of the machine's cores, in the minute before. ``shards``: those of a master
+    that was hit; then nobody else's were down. ``losses``: (from, to) when it may have acknowledged what its successor
+    has never heard of.
     """
 
     kind: str
@@ -86,6 +95,12 @@ class Fault:
     ended: float
     down: Sequence[float] | None = None
     load: float = 0
+    shards: Sequence[int] | None = None
+    losses: Sequence[Sequence[float]] = ()
+
+    def concerns(self, shard: int) -> bool:
+        """Whether it may have kept a shard from being served."""
+        return self.shards is None or shard in self.shards
 
 
 @dataclass(frozen=True)
@@ -155,10 +170,11 @@ class Life:
 
 @dataclass(frozen=True)
 class History:
-    """``shards``: of each the ``events`` of its feed and the deadlines of the ``living``. ``audit``: what it found."""
+    """``answers``: every call as its caller saw it. ``shards``: of each the ``events`` of its feed and the deadlines of
+    the ``living``. ``audit``: what it found."""
 
     plan: Plan
-    calls: Sequence[Call]
+    answers: Sequence[Call]
     faults: Sequence[Fault]
     clocks: Sequence[Clock]
     shards: Sequence[Mapping[str, Any]]
@@ -175,6 +191,51 @@ class History:
         store = json.loads((directory / "store.json").read_text())
         calls.sort(key=lambda call: call.began)
         return cls(plan, calls, faults, clocks, store["shards"], store["now"], store["audit"])
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The same as evidence: the fate of those that a failover may have undone is unknown."""
+        return [
+            replace(call, status=None, answer=None, lost="Undone") if call.definite and self.undone(call) else call
+            for call in self.answers
+        ]
+
+    def undone(self, call: Call) -> bool:
+        """Whether a failover may have undone what a call did, or what it saw."""
+        return any(self._lost(shard, call.began, call.ended) for shard in self._reach(call))
+
+    def concerned(self, call: Call, fault: Fault) -> bool:
+        """Whether a fault may have kept a call from being answered, by the shards that it may have touched."""
+        return any(map(fault.concerns, self._reach(call)))
+
+    def lost(self, shard: int, moment: float) -> bool:
+        """Whether a failover may have undone what happened then."""
+        return self._lost(shard, moment, moment)
+
+    def _lost(self, shard: int, began: float, ended: float) -> bool:
+        losses = self._losses.get(shard, ())
+        return any(began <= until + MARGIN_MS and ended >= since - LAG_MS for since, until in losses)
+
+    @cached_property
+    def _losses(self) -> dict[int, list[Sequence[float]]]:
+        losses: defaultdict[int, list[Sequence[float]]] = defaultdict(list)
+        for fault in self.faults:
+            for shard in fault.shards or ():
+                losses[shard] += fault.losses
+        return losses
+
+    def _reach(self, call: Call) -> Iterable[int]:
+        """The shards that a call may have touched."""
+        asked, count = call.asked, self.plan.shards
+        tasks, ids = [*asked.get("tasks", ())], [*asked.get("ids", ())]
+        if asked.get("task"):
+            tasks.append(asked["task"])
+        elif call.named:
+            ids.append(call.named)
+        elif call.kind == "create" and call.definite:
+            ids.append(call.answer["session"]["id"])
+        found = {*(shard_of_text(task, count) for task in tasks), *(shard_of_id(name, count) for name in ids)}
+        return range(count) if not found or None in found else {shard for shard in found if shard is not None}
 
     def of(self, *kinds: str) -> Iterator[Call]:
         return (call for call in self.calls if call.kind in kinds)
@@ -232,16 +293,19 @@ class History:
 
     @cached_property
     def pulses(self) -> dict[int, list[float]]:
+        """Those that no failover may have undone."""
         pulses: defaultdict[int, set[float]] = defaultdict(set)
         for clock in self.clocks:
-            pulses[clock.shard].add(clock.pulse)
+            if not self.lost(clock.shard, clock.pulse):
+                pulses[clock.shard].add(clock.pulse)
         return {shard: sorted(found) for shard, found in pulses.items()}
 
     @cached_property
     def sweeps(self) -> dict[int, list[float]]:
+        """Those that no failover may have undone."""
         sweeps: defaultdict[int, set[float]] = defaultdict(set)
         for clock in self.clocks:
-            if clock.swept is not None:
+            if clock.swept is not None and not self.lost(clock.shard, clock.swept):
                 sweeps[clock.shard].add(clock.swept)
         return {shard: sorted(found) for shard, found in sweeps.items()}
 

@@ -14,7 +14,7 @@ from tests.redis_server import RedisServer, running_redis
 from tests.torture.journal import Journal, moment
 from tests.torture.pods import Pod
 
-__all__ = ["Nemesis", "Store"]
+__all__ = ["Nemesis", "RedisNemesis", "Store"]
 
 REDIS_OPTIONS = ("--appendonly", "yes", "--appendfsync", "always")
 """What was acknowledged is on disk, so that every acknowledged write must still be there after a kill."""
@@ -40,14 +40,15 @@ class Store:
 
 
 class Nemesis:
-    """``down`` in its notes is when certainly nobody could be served; ``began`` to ``ended`` when anybody might not."""
+    """What befalls pods. ``down`` in its notes is when certainly nobody could be served; ``began`` to ``ended`` when
+    anybody might not."""
 
-    def __init__(self, seed: int, pods: Sequence[Pod], store: Store, journal: Journal) -> None:
+    def __init__(self, seed: int, pods: Sequence[Pod], journal: Journal) -> None:
         self._chance = random.Random(f"{seed}:nemesis")
         self._pods = pods
-        self._store = store
         self._journal = journal
         self._down: list[float] | None = None
+        self._losses: list[list[float]] = []
 
     async def rage(self, until: float) -> None:
         """Faults until then (ms since 1970), every kind of them before any comes again; the last heals in time."""
@@ -55,6 +56,7 @@ class Nemesis:
         while True:
             await asyncio.sleep(self._chance.uniform(1.5, 3.5))
             deck = deck or self._chance.sample(self._faults, len(self._faults))
+            await self._look()
             if moment().wall > until:
                 return
             await deck.pop()()
@@ -62,10 +64,6 @@ class Nemesis:
     @property
     def _faults(self) -> list[Callable[[], Awaitable[None]]]:
         return [
-            self.freeze_redis_shortly,
-            self.freeze_redis,
-            self.kill_redis,
-            self.kill_redis_for_long,
             self.freeze_pod,
             self.freeze_pods,
             self.kill_pod,
@@ -75,33 +73,8 @@ class Nemesis:
             self.kill_worker,
         ]
 
-    async def freeze_redis_shortly(self) -> None:
-        """Too short for an outage: nothing is held."""
-        await self._freeze_redis(0.3, 2)
-
-    async def freeze_redis(self) -> None:
-        await self._freeze_redis(3.5, 7)
-
-    async def _freeze_redis(self, least: float, most: float) -> None:
-        async with self._fault("freeze redis", "redis"):
-            self._store.server.freeze()
-            try:
-                await self._outage(least, most)
-            finally:
-                self._store.server.thaw()
-
-    async def kill_redis(self) -> None:
-        """Back as fast as it can."""
-        await self._kill_redis(0, 0.5)
-
-    async def kill_redis_for_long(self) -> None:
-        await self._kill_redis(3.5, 7)
-
-    async def _kill_redis(self, least: float, most: float) -> None:
-        async with self._fault("kill redis", "redis"):
-            self._store.kill()
-            await self._outage(least, most)
-            await self._store.restart()
+    async def _look(self) -> None:
+        """Between two faults."""
 
     async def freeze_pod(self) -> None:
         pod = self._chance.choice(self._pods)
@@ -171,8 +144,50 @@ class Nemesis:
         self._down = [began, moment().wall]
 
     @contextlib.asynccontextmanager
-    async def _fault(self, kind: str, *hits: str) -> AsyncIterator[None]:
-        began, self._down = moment().wall, None
+    async def _fault(self, kind: str, *hits: str, shards: Sequence[int] | None = None) -> AsyncIterator[None]:
+        began, self._down, self._losses = moment().wall, None, []
         yield
         entry = {"kind": kind, "hits": hits, "began": began, "ended": moment().wall, "down": self._down}
+        entry |= {"shards": shards, "losses": self._losses}
         self._journal.write({**entry, "load": os.getloadavg()[0] / (os.cpu_count() or 1)})
+
+
+class RedisNemesis(Nemesis):
+    """And what befalls one Redis."""
+
+    def __init__(self, seed: int, pods: Sequence[Pod], journal: Journal, store: Store) -> None:
+        super().__init__(seed, pods, journal)
+        self._store = store
+
+    @property
+    def _faults(self) -> list[Callable[[], Awaitable[None]]]:
+        ours = [self.freeze_redis_shortly, self.freeze_redis, self.kill_redis, self.kill_redis_for_long]
+        return [*ours, *super()._faults]
+
+    async def freeze_redis_shortly(self) -> None:
+        """Too short for an outage: nothing is held."""
+        await self._freeze_redis(0.3, 2)
+
+    async def freeze_redis(self) -> None:
+        await self._freeze_redis(3.5, 7)
+
+    async def _freeze_redis(self, least: float, most: float) -> None:
+        async with self._fault("freeze redis", "redis"):
+            self._store.server.freeze()
+            try:
+                await self._outage(least, most)
+            finally:
+                self._store.server.thaw()
+
+    async def kill_redis(self) -> None:
+        """Back as fast as it can."""
+        await self._kill_redis(0, 0.5)
+
+    async def kill_redis_for_long(self) -> None:
+        await self._kill_redis(3.5, 7)
+
+    async def _kill_redis(self, least: float, most: float) -> None:
+        async with self._fault("kill redis", "redis"):
+            self._store.kill()
+            await self._outage(least, most)
+            await self._store.restart()

@@ -31,6 +31,15 @@ class Plan:
     call_timeout: float = 6
     """When clients give up: later than a pod may answer, or a late answer would look like a lost one."""
 
+    @classmethod
+    def for_cluster(cls, seed: int, seconds: float, store_url: str, pods: tuple[int, ...]) -> Self:
+        """Enough shards that each master has some."""
+        return cls(seed, seconds, store_url, pods, shards=16)
+
+    @property
+    def on_cluster(self) -> bool:
+        return self.store_url.startswith("redis+cluster:")
+
     @property
     def environment(self) -> dict[str, str]:
         """What makes a pod of this plan, but for its port."""

@@ -119,6 +119,17 @@ SABOTAGES: dict[str, Sabotage] = {
         "a store that is away is answered 500",
         (Edit("api/responses.py", 'answer({"error": text}, 503, ', 'answer({"error": text}, 500, '),),
     ),
+    "all-for-one": Sabotage(
+        "I8",
+        "on a cluster nobody is served while there is a doubt about anybody's master",
+        (
+            Edit(
+                "store/cluster.py",
+                "        address = self._owners.get(shard.number)\n        return",
+                "        address = None if self._doubted.is_set() else self._owners.get(shard.number)\n        return",
+            ),
+        ),
+    ),
     "no-hold": Sabotage(
         "I9",
         "after an outage the cutoff is now",

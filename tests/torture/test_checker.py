@@ -135,6 +135,12 @@ def test_a_run_that_is_as_it_must_be_is_green() -> None:
 Change = Callable[[Log], object]
 
 
+def lose_a_master(log: Log, at: float, shard: int = 0) -> Log:
+    """Killed then, and replaced by a replica that may not have heard of its last second."""
+    log.faults.append(Fault("kill a master", ["node"], at - 10, at + 2500, shards=[shard], losses=[[at, at]]))
+    return log
+
+
 def swap_ends(log: Log) -> None:
     """The successor comes before the end of the session that it replaces."""
     place = next(number for number, event in enumerate(log.events) if event["reason"] == "replaced")
@@ -253,6 +259,16 @@ WRONG: dict[str, tuple[str, Change]] = {
 }
 
 
+def refuse_bystanders(log: Log) -> None:
+    """Six of them, while only another shard's master is away."""
+    log.faults.append(Fault("kill a master", ["node"], 12_400, 13_500, [12_500, 13_400], shards=[1]))
+    for number in range(6):
+        log.call(f"refused {number}", "read", 12_600 + number, {"id": "e"}, {"error": ""}, status=503)
+
+
+WRONG["others are refused while a master is lost"] = ("I8", refuse_bystanders)
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_a_run_in_which(what: str) -> None:
     """Each is a change of one thing in a log that is green, and told as a breach of its invariant, and no other."""
@@ -303,3 +319,86 @@ def test_the_checker_allows_for(what: str) -> None:
     log = Log()
     UNSURE[what](log)
     assert judge(log.history) == []
+
+
+def tell_of_what_is_undone(log: Log) -> None:
+    """An event is read that is not there any more, and then everything anew."""
+    log.call("again", "feed", 39_200, {"after": "10000-0"}, log.calls["feed"].answer)
+    log.change("feed", answer={"positions": [*log.calls["feed"].answer["positions"], "10000-0"]})
+    log.call("gone", "feed", 39_100, {"after": "10000-0"}, {"error": ""}, status=410)
+
+
+def create_in_vain(log: Log) -> None:
+    asked = {**log.calls["create e"].asked}
+    log.call("create g", "create", 10_000, asked, {"session": {**log.sessions["e"], "id": "g"}}, status=201)
+
+
+def heartbeat_in_vain(log: Log) -> None:
+    """The session ends as if it had not been."""
+    log.sessions["h"] = {**log.sessions["b"], "id": "h", "task": "t5", "tag": "h"}
+    log.create("h", 8600).end("h", "expired", 13_000).forget("feed")
+    log.call("undone", "beat", 10_000, {"id": "h"}, {"updated": True, "due": 14_010})
+
+
+def delete_in_vain(log: Log) -> None:
+    log.call("undone", "delete", 10_000, {"id": "e"}, {"deleted": True})
+
+
+def miss_what_comes_back(log: Log) -> None:
+    log.call("missing", "read", 10_000, {"id": "e"}, {"error": ""}, status=404)
+
+
+UNDONE: dict[str, tuple[set[str], Change]] = {
+    "an acknowledged create": ({"I1"}, create_in_vain),
+    "an acknowledged delete": ({"I3"}, delete_in_vain),
+    "an acknowledged heartbeat": ({"I1"}, heartbeat_in_vain),
+    "an end that was seen": ({"I1"}, miss_what_comes_back),
+    "an event that was told": ({"I3", "I8"}, tell_of_what_is_undone),
+}
+"""At 10,000."""
+
+
+@pytest.mark.parametrize("what", UNDONE)
+def test_a_failover_may_undo(what: str) -> None:
+    """Within a second before the master was lost, in its own shards; nothing else."""
+    invariants, change = UNDONE[what]
+    log = Log()
+    change(log)
+    assert {breach.invariant for breach in judge(log.history)} == invariants
+    log = lose_a_master(Log(), 10_900)
+    change(log)
+    assert judge(log.history) == []
+    for at, shard in [(11_100, 0), (9900, 0), (10_900, 1)]:
+        log = lose_a_master(Log(), at, shard)
+        change(log)
+        assert {breach.invariant for breach in judge(log.history)} >= {min(invariants)}, (at, shard)
+
+
+def test_who_has_read_what_a_failover_undid_is_not_led_on() -> None:
+    """He would miss what came instead."""
+    log = lose_a_master(Log(), 500)
+    positions = log.calls["feed"].answer["positions"]
+    positions.insert(7, "7-5")
+    assert {breach.invariant for breach in judge(log.history)} == {"I3"}
+
+
+def test_a_pulse_that_a_failover_undid_makes_the_hold_longer() -> None:
+    log = Log()
+    log.clocks.insert(20, Clock(0, 19_900, swept=19_600))
+    assert {breach.invariant for breach in judge(log.history)} == {"I11"}
+    assert judge(lose_a_master(log, 19_950).history) == []
+
+
+def test_a_sweep_that_a_failover_undid_is_none() -> None:
+    """One of the three that an end may take."""
+    log = Log().ends_at("b", 9000)
+    assert {breach.invariant for breach in judge(log.history)} == {"I11"}
+    assert judge(lose_a_master(log, 6000).history) == []
+
+
+def test_a_lost_master_is_an_outage_of_its_own_shards_only() -> None:
+    """Who lives in another has no right to a hold by it."""
+    log = Log().silence_f().ends_at("f", 25_100)
+    assert {breach.invariant for breach in judge(log.history)} == {"I9"}
+    log.faults = [replace(log.faults[0], kind="kill a master", hits=["node"], shards=[1])]
+    assert "I9" not in {breach.invariant for breach in judge(log.history)}

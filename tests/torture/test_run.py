@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +44,12 @@ def family(pid: int) -> dict[int, str]:
     return lines
 
 
-def test_an_interrupted_run_leaves_no_process_behind(redis_server: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "servers"), [([], 1), (["--cluster"], 6)], ids=["one Redis", "a cluster"])
+def test_an_interrupted_run_leaves_no_process_behind(
+    redis_server: RedisServer, tmp_path: Path, options: list[str], servers: int
+) -> None:
     """It has a Redis of its own; the shared one is asked for so that this is skipped, or fails, where there is none."""
-    words = [sys.executable, "-m", "tests.torture", "--seconds", "100", "--keep", str(tmp_path)]
+    words = [sys.executable, "-m", "tests.torture", "--seconds", "100", "--keep", str(tmp_path), *options]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as run:
         try:
 
@@ -58,7 +63,7 @@ def test_an_interrupted_run_leaves_no_process_behind(redis_server: RedisServer, 
             started = family(run.pid)
             assert sum("tests.torture.client" in line for line in started.values()) == 8
             assert sum("tracker serve" in line for line in started.values()) == 2
-            assert sum("redis-server" in line or "valkey-server" in line for line in started.values()) == 1
+            assert sum("redis-server" in line or "valkey-server" in line for line in started.values()) == servers
             run.send_signal(signal.SIGINT)
             _, said = run.communicate(timeout=PATIENCE_SECONDS)
         finally:

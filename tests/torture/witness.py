@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import traceback
 from typing import Any
-
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from tests.audit import audit
 from tests.raw import RawKey, read_now, read_raw
 from tests.torture.journal import Journal
 from tests.torture.plan import Plan
+from tracker.errors import StoreError
 from tracker.settings import Settings
 from tracker.store.keys import Shard
-from tracker.store.store import open_store
+from tracker.store.store import Store, open_store
 
 __all__ = ["testify", "watch_clocks"]
 
 LOOK_SECONDS = 0.1
+LOOK_TIMEOUT = 1.0
 FIELDS = ("pulse", "held", "hold_end", "swept")
 
 
 async def watch_clocks(plan: Plan, journal: Journal) -> None:
     """Notes each shard's pulse, hold and latest sweep whenever they change, until cancelled."""
-    shards = [Shard(plan.namespace, number) for number in range(plan.shards)]
-    known: dict[int, list[int | None]] = {}
-    async with Redis.from_url(
-        plan.store_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0), protocol=2
-    ) as client:
-        while True:
-            for shard in shards:
-                try:
-                    values = await client.hmget(shard.prefix + "clock", FIELDS)
-                except (RedisError, OSError):
-                    continue
-                clock = [None if value is None else int(value) for value in values]
-                if clock[0] is not None and known.get(shard.number) != clock:
-                    known[shard.number] = clock
-                    journal.write({"shard": shard.number, **dict(zip(FIELDS, clock, strict=True))})
-            await asyncio.sleep(LOOK_SECONDS)
+    settings = Settings(
+        store_url=plan.store_url, namespace=plan.namespace, shards=plan.shards, store_timeout_seconds=LOOK_TIMEOUT
+    )
+    async with open_store(settings) as store, asyncio.TaskGroup() as group:
+        for shard in store.scripts.shards:
+            group.create_task(_watch_clock(store, shard, journal))
+
+
+async def _watch_clock(store: Store, shard: Shard, journal: Journal) -> None:
+    known: list[int | None] | None = None
+    while True:
+        with contextlib.suppress(StoreError):
+            values = await store.scripts.look(shard, "HMGET", shard.prefix + "clock", *FIELDS)
+            clock = [None if value is None else int(value) for value in values]
+            if clock[0] is not None and known != clock:
+                known = clock
+                journal.write({"shard": shard.number, **dict(zip(FIELDS, clock, strict=True))})
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def testify(plan: Plan) -> str:

@@ -68,12 +68,15 @@ class Agreement(NamedTuple):
     uncounted: list[int]
 
 
-async def agreement(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None) -> Agreement:
-    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen.
+async def agreement(
+    scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None, agents: bool = True
+) -> Agreement:
+    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen. Without ``agents`` their
+    indices are left out, which cost a call each: then only their stale entries go unseen.
 
     Raises StoreUnavailable, with whatever was mended by then, and SchemaMismatch.
     """
-    look = _Look(scripts, mend)
+    look = _Look(scripts, mend, agents)
     await look.at_keys(tell)
     await look.at_indices()
     await look.at_counts()
@@ -103,7 +106,8 @@ class _Seen:
 
 
 class _Look:
-    def __init__(self, scripts: Scripts, mend: bool) -> None:
+    def __init__(self, scripts: Scripts, mend: bool, of_agents: bool) -> None:
+        self._of_agents = of_agents
         self.shards: list[_Seen] = []
         self.findings: dict[Finding, None] = {}
         self.uncounted: list[int] = []
@@ -127,7 +131,8 @@ class _Look:
 
     async def at_indices(self) -> None:
         for one in self.shards:
-            for name in (b"sessions", b"deadlines", *(b"agent:" + agent for agent in sorted(one.agents))):
+            of_agents = (b"agent:" + agent for agent in sorted(one.agents)) if self._of_agents else ()
+            for name in (b"sessions", b"deadlines", *of_agents):
                 await self._index(one, name)
 
     async def at_counts(self) -> None:
