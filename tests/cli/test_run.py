@@ -15,6 +15,7 @@ import pytest
 
 from tests.api.conftest import BASE, Json
 from tests.cli.conftest import Commands
+from tracker.cli.run import passing_signals
 
 SECONDS = 30
 
@@ -92,6 +93,26 @@ def test_signals_reach_the_command_and_it_decides(commands: Commands, agent: str
         process.send_signal(number)
         assert finished(process)[:2] == (3, "caught\n")
     assert ends(commands, agent) == ["deleted"]
+
+
+def test_a_signal_that_comes_while_the_command_starts_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run, and be heard of, before whoever started it knows of it."""
+
+    class Slow(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str]) -> None:
+            super().__init__(command, stdout=subprocess.PIPE)
+            assert self.stdout is not None
+            assert self.stdout.readline() == b"ready\n"
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    with passing_signals() as start:
+        script = "trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done"
+        with start(["sh", "-c", script]) as process:
+            try:
+                assert process.wait(SECONDS) == 3
+            finally:
+                process.kill()
 
 
 def test_a_run_that_is_asked_to_stop_gets_a_sigterm(commands: Commands, agent: str) -> None:

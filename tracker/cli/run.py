@@ -9,7 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from tracker.cli.calling import Url, failing, give_up, key
 from tracker.cli.printing import printable
 from tracker.client import Run, TrackerClient
 
-__all__ = ["run"]
+__all__ = ["passing_signals", "run"]
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 LOOK_SECONDS = 0.2
@@ -56,7 +56,7 @@ def run(
     logging.getLogger("tracker.client").addHandler(logging.NullHandler())  # what matters of it is told below
     about = shlex.join(command)[:DESCRIPTION_LENGTH] if description is None else description
     with (
-        _passing_signals() as started,
+        passing_signals() as start,
         failing(url),
         TrackerClient(url, api_key=key()) as client,
         client.track(
@@ -70,12 +70,11 @@ def run(
         ) as tracked,
     ):
         try:
-            process = subprocess.Popen(command)  # noqa: S603 - to run what the user says is what this is for
+            process = start(command)
         except FileNotFoundError:
             give_up(f"{command[0]}: command not found", NOT_FOUND)
         except OSError as error:
             give_up(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE)
-        started.append(process)
         status = _wait(process, tracked, stop)
     raise typer.Exit(status if status >= 0 else 128 - status)
 
@@ -103,22 +102,34 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _passing_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Passes on what is sent to us to the command, once it is in the list; before that a signal ends us in order.
+def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
+    """Starts a command, and passes on to it what is sent to us; before that a signal ends us in order.
 
     What is typed on a terminal reaches the command by itself.
     """
-    started: list[subprocess.Popen[bytes]] = []
+    process: subprocess.Popen[bytes] | None = None
+    waiting: list[int] | None = None
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        nonlocal process, waiting
+        waiting = []
+        process = subprocess.Popen(command)  # noqa: S603 - to run what the user says is what this is for
+        for number in waiting:
+            process.send_signal(number)
+        return process
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if not started:
+        if process is not None:
+            if not (number in FROM_KEYBOARD and _in_foreground()):
+                process.send_signal(number)
+        elif waiting is not None:
+            waiting.append(number)  # it may run already, before we know of it
+        else:
             raise SystemExit(128 + number)
-        if not (number in FROM_KEYBOARD and _in_foreground()):
-            started[0].send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        yield started
+        yield start
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
