@@ -25,8 +25,8 @@ KINDS = {
     "parked": "zset",
 }
 PREFIXES = {"session": "hash", "task": "string", "agent": "zset", "idem": "hash", "hook": "hash", "moved": "string"}
-SLACK_MS = 1000
-"""Redis reads its clock anew for each key's TTL."""
+SLACK_MS = 10_000
+"""Redis reads its clock anew for each key's TTL, and on a machine under load seconds may pass between two of them."""
 ALWAYS = {b"agent", b"trigger", b"started", b"due", b"ttl"}
 
 
