@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tracker.api.access import AccessLog
 from tracker.api.auth import Authentication, Keyring
 from tracker.api.drain import Drain
+from tracker.api.garbage import spare_collector
 from tracker.api.metrics import Metrics
 from tracker.api.requests import State
 from tracker.api.responses import Errors
@@ -120,4 +121,6 @@ class Tracker(Starlette):
 
 def from_environment() -> Starlette:
     """For uvicorn's workers, which make their own app: ``tracker serve`` has put its options into the environment."""
-    return create_app(Settings.load())
+    app = create_app(Settings.load())
+    spare_collector()
+    return app

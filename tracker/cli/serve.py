@@ -137,8 +137,10 @@ def run(settings: Settings, listener: socket.socket) -> None:
     }
     if settings.workers == 1:
         from tracker.api.app import create_app
+        from tracker.api.garbage import spare_collector
 
         server = uvicorn.Server(uvicorn.Config(create_app(settings), workers=1, **options))
+        spare_collector()
         server.run(sockets=[listener])
         return
     os.environ.update(settings.to_environment())
