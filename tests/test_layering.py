@@ -16,6 +16,7 @@ VOCABULARY = {
     "tracker",
     "tracker.cluster_url",
     "tracker.errors",
+    "tracker.hosts_url",
     "tracker.models",
     "tracker.sentinel_url",
     "tracker.settings",
