@@ -1,13 +1,14 @@
 FROM python:3.13-slim AS build
 ENV PIP_CONSTRAINT=constraints.txt \
     PIP_BUILD_CONSTRAINT=constraints.txt \
+    PIP_CACHE_DIR=/var/cache/pip \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip pip install --quiet --root-user-action=ignore --upgrade pip
+RUN --mount=type=cache,target=/var/cache/pip pip install --quiet --root-user-action=ignore --upgrade pip
 COPY pyproject.toml README.md LICENSE ./
 COPY tracker tracker
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip wheel --quiet --wheel-dir wheels . \
     && python -m venv --without-pip /opt/tracker \
     && pip --python /opt/tracker/bin/python install --quiet --compile --no-index --find-links wheels tracker
