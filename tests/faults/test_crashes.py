@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
 from collections import Counter
 from contextlib import ExitStack
@@ -15,7 +14,8 @@ import pytest
 from tests.audit import audit
 from tests.clockwork import advance
 from tests.faults import victim
-from tests.faults.guillotine import MOMENTS, Moment, running_guillotine
+from tests.faults.guillotine import MOMENTS, Moment
+from tests.faults.nursery import PATIENCE_SECONDS, kill_around, nursery_with
 from tests.patience import until
 from tests.raw import read_raw
 from tests.redis_server import RedisServer, running_redis
@@ -24,22 +24,18 @@ from tests.store.wire import a_cleanup, a_run
 from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
-from tracker.store.scripts import NAMES, together
+from tracker.store.scripts import together
 from tracker.store.store import Store, open_store
 
 BATCH = 100
 MANY = 250
-PATIENCE_SECONDS = 60
 
 pytestmark = pytest.mark.parametrize("backend", ["redis"])
 
 
 @pytest.fixture(scope="module")
 def nursery() -> ForkServerContext:
-    """Starts processes fast, from one that has imported everything and has no threads or loops of ours in it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([victim.__name__])
-    return context
+    return nursery_with(victim)
 
 
 async def ended(store: Store) -> Counter[str]:
@@ -55,22 +51,8 @@ async def kill_at(
     store: Store, settings: Settings, server: RedisServer, nursery: ForkServerContext, script: str, moment: Moment
 ) -> None:
     """Lets a pod do its deed, and kills it there: in the second batch of what works in batches."""
-    shard = store.scripts.shards[0]
-    for name in NAMES:  # or the first call would be one that runs nothing
-        await store.scripts.command("SCRIPT", "LOAD", store.scripts.by_source(name, shard, ())[1])
-    digest = str(store.scripts.by_digest(script, shard, ())[1]).encode()
     nth = 2 if script in ("sweep", "cleanup") else 1
-    async with running_guillotine(server.port, digest, nth, moment, lambda: pod.kill()) as guillotine:
-        pod_settings = Settings(**{**dict(iter(settings)), "store_url": guillotine.url})
-        pod = nursery.Process(target=victim.die, args=(pod_settings, script), daemon=True)
-        pod.start()
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await guillotine.fallen.wait()
-        finally:
-            pod.kill()
-            await asyncio.to_thread(pod.join)
-        assert pod.exitcode == -9
+    await kill_around(store, settings, server, nursery, script, nth, moment, victim.die, script)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 from contextlib import ExitStack
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -12,7 +10,8 @@ import pytest
 
 from tests.audit import audit
 from tests.faults import resharder
-from tests.faults.guillotine import MOMENTS, Moment, running_guillotine
+from tests.faults.guillotine import MOMENTS, Moment
+from tests.faults.nursery import PATIENCE_SECONDS, kill_around, nursery_with
 from tests.patience import until
 from tests.redis_server import RedisServer, running_redis
 from tests.store.wire import a_run
@@ -20,12 +19,11 @@ from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
 from tracker.store.reshard import reshard
-from tracker.store.scripts import NAMES, together
+from tracker.store.scripts import together
 from tracker.store.store import Store, open_store
 
 SESSIONS = 250
 SHARDS = 4
-PATIENCE_SECONDS = 60
 STEPS = ("lay_out", "locate", "export", "import", "forward", "depart")
 
 pytestmark = pytest.mark.parametrize("backend", ["redis"])
@@ -33,10 +31,7 @@ pytestmark = pytest.mark.parametrize("backend", ["redis"])
 
 @pytest.fixture(scope="module")
 def nursery() -> ForkServerContext:
-    """Starts processes fast, from one that has imported everything and has no threads or loops of ours in it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([resharder.__name__])
-    return context
+    return nursery_with(resharder)
 
 
 async def fill(store: Store) -> list[str]:
@@ -69,22 +64,8 @@ async def test_a_reshard_killed_around_a_script_is_finished_by_the_next(
     moment: Moment,
 ) -> None:
     ids = await fill(store)
-    shard = store.scripts.shards[0]
-    for name in NAMES:  # or the first call would be one that runs nothing
-        await store.scripts.command("SCRIPT", "LOAD", store.scripts.by_source(name, shard, ())[1])
-    digest = str(store.scripts.by_digest(script, shard, ())[1]).encode()
     more = Settings(**{**dict(iter(settings)), "shards": SHARDS})
-    async with running_guillotine(redis_server.port, digest, 2, moment, lambda: process.kill()) as guillotine:
-        through = Settings(**{**dict(iter(more)), "store_url": guillotine.url})
-        process = nursery.Process(target=resharder.run, args=(through,), daemon=True)
-        process.start()
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await guillotine.fallen.wait()
-        finally:
-            process.kill()
-            await asyncio.to_thread(process.join)
-        assert process.exitcode == -9
+    await kill_around(store, more, redis_server, nursery, script, 2, moment, resharder.run)
     async with open_store(more) as pod:
         await reshard(pod.scripts)
     await check(more, ids)
