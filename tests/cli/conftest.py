@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +17,8 @@ from typer.testing import CliRunner, Result
 from tests.api.conftest import BASE, Json, Server, serving
 from tests.redis_server import RedisServer
 from tracker.cli.main import app
+from tracker.settings import Settings
+from tracker.store.store import Store, open_store
 
 KEY, READ_KEY = "key-that-writes", "key-that-reads"
 
@@ -86,3 +91,22 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands believe that a person watches."""
     for module in ("listing", "events", "stats", "watch"):
         monkeypatch.setattr(f"tracker.cli.{module}.watched", lambda: True)
+
+
+# For the commands that work on a store themselves
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Without anything of the developer's that is meant for a tracker."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKER_", "REDIS_"))}
+    monkeypatch.setattr(os, "environ", clean)
+    return clean
+
+
+def on_store(server: RedisServer, namespace: str, work: Callable[[Store], Awaitable[Any]], shards: int = 1) -> None:
+    async def run() -> None:
+        async with open_store(Settings(store_url=server.url, namespace=namespace, shards=shards)) as store:
+            await work(store)
+
+    asyncio.run(run())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
-import os
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from tests.cli.conftest import on_store
 from tests.redis_server import RedisServer
 from tests.store.wire import a_run
 from tracker.cli.doctor import report
@@ -20,29 +17,15 @@ from tracker.cli.main import app
 from tracker.settings import Settings
 from tracker.store.agreement import Agreement, Finding
 from tracker.store.doctor import Check, Examination
-from tracker.store.store import Store, open_store
+from tracker.store.store import Store
+
+pytestmark = pytest.mark.usefixtures("environ")
 
 SETTINGS = Settings(store_url="redis://me:humble@host:1/2")
 
 
-@pytest.fixture(autouse=True)
-def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Without anything of the developer's that is meant for a tracker."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKER_", "REDIS_"))}
-    monkeypatch.setattr(os, "environ", clean)
-    return clean
-
-
 def doctor(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["doctor", *arguments])
-
-
-def on_store(server: RedisServer, namespace: str, work: Callable[[Store], Awaitable[Any]]) -> None:
-    async def run() -> None:
-        async with open_store(Settings(store_url=server.url, namespace=namespace)) as store:
-            await work(store)
-
-    asyncio.run(run())
 
 
 async def damaged(store: Store) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,32 +9,18 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.audit import audit
+from tests.cli.conftest import on_store
 from tests.clockwork import outage
 from tests.redis_server import RedisServer
 from tests.store.wire import a_run
 from tracker.cli.main import app
-from tracker.settings import Settings
-from tracker.store.store import Store, open_store
+from tracker.store.store import Store
 
-
-@pytest.fixture(autouse=True)
-def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Without anything of the developer's that is meant for a tracker."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKER_", "REDIS_"))}
-    monkeypatch.setattr(os, "environ", clean)
-    return clean
+pytestmark = pytest.mark.usefixtures("environ")
 
 
 def reshard(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["reshard", *arguments])
-
-
-def on_store(server: RedisServer, namespace: str, work: Callable[[Store], Awaitable[Any]], shards: int = 1) -> None:
-    async def run() -> None:
-        async with open_store(Settings(store_url=server.url, namespace=namespace, shards=shards)) as store:
-            await work(store)
-
-    asyncio.run(run())
 
 
 async def filled(store: Store) -> None:
