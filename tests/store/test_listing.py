@@ -314,9 +314,10 @@ async def test_a_walk_that_is_cancelled_leaves_nothing_running_and_disturbs_nobo
 @SHARDS
 async def test_a_store_that_goes_away_ends_the_walk_with_an_error_in_time(tmp_path: Path, shards: int) -> None:
     with running_redis(tmp_path) as server:
-        settings = Settings(store_url=server.url, shards=shards, store_timeout_seconds=0.5)
-        async with open_store(settings) as store:
-            expected = newest_first(await make(store, 4 * CHUNK * shards))
+        patient = Settings(store_url=server.url, shards=shards, store_timeout_seconds=10)
+        async with open_store(patient) as filling:
+            expected = newest_first(await make(filling, 4 * CHUNK * shards))
+        async with open_store(Settings(store_url=server.url, shards=shards, store_timeout_seconds=0.5)) as store:
             before = asyncio.all_tasks()
             walk = store.listing.chunks(a_list())
             await anext(walk)
