@@ -66,8 +66,12 @@ class Stream:
         place = urlsplit(self._url)
         self._reader, self._writer = await asyncio.open_connection(place.hostname, place.port)
         self._writer.write(self._request)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        except BaseException:  # also one who is cancelled here: nobody else could close it
+            self._writer.transport.abort()
+            raise
         status, *lines = head.strip().split("\r\n")
         self.status = int(status.split()[1])
         self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
