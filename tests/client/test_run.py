@@ -180,6 +180,37 @@ async def test_a_lost_registration_that_was_made_is_not_made_twice(driver: Drive
     assert (await driver.call("stats"))["created"] == 1
 
 
+class CutShort(BaseException):
+    """As the KeyboardInterrupt or SystemExit of a signal, or a cancellation."""
+
+
+async def test_a_run_that_is_cut_short_while_it_begins_is_ended(driver: Driver, mode: str) -> None:
+    """Its registration has arrived, and nobody has heard the answer."""
+    beater = driver.client._beater
+    send = beater._send
+
+    def cut(call: Any, timeout: float) -> None:
+        beater._send = send
+        send(call, timeout)
+        raise CutShort
+
+    async def cut_later(call: Any, timeout: float) -> None:  # noqa: ASYNC109 - as the client's own
+        beater._send = send
+        await send(call, timeout)
+        raise CutShort
+
+    beater._send = cut if mode == "sync" else cut_later
+    with pytest.raises(CutShort):
+        async with driver.track(task_id="t1", ttl_seconds=600):
+            pytest.fail("it has begun")
+
+    async def over() -> bool:
+        return await ended(driver) == [("t1", "deleted")]
+
+    await until(over)
+    assert (await driver.call("stats"))["created"] == 1
+
+
 async def test_a_run_that_was_replaced_is_told_by_whom_and_leaves_the_other_alone(driver: Driver) -> None:
     lost: list[Lost] = []
     async with driver.track(task_id="t1", ttl_seconds=1.5, on_lost=lost.append, reregister=True) as run:

@@ -210,7 +210,13 @@ class AsyncRun(BaseRun):
 
     async def __aenter__(self) -> Self:
         lease = self._lease
-        error = await self._beater.settle(lease, self._patience, until=lambda: lease.settled)
+        try:
+            error = await self._beater.settle(lease, self._patience, until=lambda: lease.settled)
+        except BaseException:
+            # Cut short, by a cancellation: what was sent may have arrived, and is ended in the background.
+            lease.end()
+            self._beater.add(lease)
+            raise
         if error is not None and not isinstance(error, Unavailable | ServerFault):
             raise error
         self._beater.add(lease)

@@ -227,7 +227,14 @@ class Run(BaseRun):
 
     def __enter__(self) -> Self:
         lease = self._lease
-        error = self._beater.settle(lease, self._patience, until=lambda: lease.settled)
+        try:
+            error = self._beater.settle(lease, self._patience, until=lambda: lease.settled)
+        except BaseException:
+            # Cut short, by a signal: what was sent may have arrived, and is ended in the background.
+            with self._beater.lock:
+                lease.end()
+            self._beater.add(lease)
+            raise
         if error is not None and not isinstance(error, Unavailable | ServerFault):
             raise error
         self._beater.add(lease)
