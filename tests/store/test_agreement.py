@@ -14,6 +14,7 @@ from tests.raw import client_of, read_raw
 from tests.store.wire import ODD_TEXTS, a_cleanup, a_run
 from tracker.models import Target
 from tracker.store import agreement as module
+from tracker.store import scan
 from tracker.store.agreement import MEANINGS, NOT_MENDED, Agreement, agreement
 from tracker.store.store import Store
 
@@ -30,6 +31,12 @@ async def mend(store: Store) -> Agreement:
 
 def kinds(found: Agreement) -> set[str]:
     return {finding.kind for finding in found.findings}
+
+
+def stale(found: Agreement) -> set[str]:
+    assert kinds(found) == {"stale"}
+    assert len(found.findings) == len({finding.key for finding in found.findings})
+    return {finding.key for finding in found.findings}
 
 
 async def fill(store: Store, sessions: int = 12) -> str:
@@ -98,16 +105,6 @@ async def test_each_disagreement_is_found_and_mended(store: Store, damage: str) 
         assert await audit(store) == sessions
 
 
-async def test_without_agents_only_stale_entries_of_theirs_go_unseen(store: Store) -> None:
-    """For a look at a great many, each with an index of its own."""
-    session_id = await fill(store)
-    await raw(store, "ZADD", "*agent:a1", 5, "nobody")
-    assert (await agreement(store.scripts, mend=False, agents=False)).findings == []
-    await raw(store, "ZREM", "*agent:a1", session_id)
-    await raw(store, "ZADD", "*sessions", 5, "nobody")
-    assert kinds(await agreement(store.scripts, mend=False, agents=False)) == {"agent", "stale"}
-
-
 def test_every_kind_is_planted() -> None:
     planted = set().union(*(expected for expected, _ in DAMAGE.values()))
     assert planted | NOT_MENDED == set(MEANINGS)
@@ -125,10 +122,31 @@ async def test_a_store_that_agrees_is_found_to_agree(store: Store) -> None:
     assert await mend(store) == found
 
 
+def step_by_step(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    for where, name in ((module, "BATCH"), (module, "SCAN"), (scan, "SCAN"), (scan, "STRETCH")):
+        monkeypatch.setattr(where, name, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+async def test_many_indices_of_all_lengths_are_seen_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However they and their entries fall into steps, and also where many entries have one place."""
+    step_by_step(monkeypatch, size)
+    await fill(store)
+    planted = {f"agent:a{agent} nobody{number}" for agent in range(15) for number in range(agent)}
+    for key in planted:
+        index, name = key.split()
+        await raw(store, "ZADD", f"*{index}", len(name), name)
+    assert stale(await look(store)) == planted
+    assert stale(await mend(store)) == planted
+    assert (await look(store)).findings == []
+    assert await audit(store) == 12
+
+
 @pytest.mark.parametrize("shards", [4])
 async def test_more_than_fits_a_step_is_seen_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 7)
-    monkeypatch.setattr(module, "SCAN", 5)
+    step_by_step(monkeypatch, 7)
     monkeypatch.setattr(module, "EVENTS", 3)
     await asyncio.gather(*(store.sessions.create(a_run(f"t{number}", f"a{number % 40}")) for number in range(300)))
     for shard in store.scripts.shards:
@@ -170,6 +188,7 @@ async def test_a_lost_session_gets_its_end_event_once(store: Store) -> None:
         ("broken", lambda s, i: raw(s, "HDEL", f"*session:{i}", "ttl")),
         ("broken", lambda s, i: raw(s, "HSET", f"*session:{i}", "due", "soon")),
         ("failed", lambda s, i: raw(s, "SET", "*session:0199b1f2-6c1e-7000-8a55-0c3f3f8f2a10", "text")),
+        ("failed", lambda s, i: raw(s, "SET", "*agent:x", "text")),
     ],
 )
 async def test_what_only_a_person_can_decide_is_told_and_left(store: Store, kind: str, plant: Plant) -> None:
@@ -196,8 +215,7 @@ async def test_among_callers_at_work_nothing_is_reported_and_no_session_harmed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps so small that everything happens between them."""
-    monkeypatch.setattr(module, "BATCH", 5)
-    monkeypatch.setattr(module, "SCAN", 5)
+    step_by_step(monkeypatch, 5)
     for number in range(60):
         await store.sessions.create(a_run(f"steady-{number}", f"a{number % 5}"))
     done = False

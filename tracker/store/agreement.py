@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tracker.errors import PositionLost
 from tracker.store.keys import Shard
-from tracker.store.scan import SCAN, walk
+from tracker.store.scan import SCAN, stretches
 from tracker.store.scripts import Scripts
 
 __all__ = ["MEANINGS", "Agreement", "Finding", "agreement"]
@@ -68,15 +68,12 @@ class Agreement(NamedTuple):
     uncounted: list[int]
 
 
-async def agreement(
-    scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None, agents: bool = True
-) -> Agreement:
-    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen. Without ``agents`` their
-    indices are left out, which cost a call each: then only their stale entries go unseen.
+async def agreement(scripts: Scripts, *, mend: bool, tell: Callable[[int], None] = lambda keys: None) -> Agreement:
+    """Looks, and mends if it may; ``tell`` hears now and then how many keys have been seen.
 
     Raises StoreUnavailable, with whatever was mended by then, and SchemaMismatch.
     """
-    look = _Look(scripts, mend, agents)
+    look = _Look(scripts, mend)
     await look.at_keys(tell)
     await look.at_indices()
     await look.at_counts()
@@ -106,8 +103,7 @@ class _Seen:
 
 
 class _Look:
-    def __init__(self, scripts: Scripts, mend: bool, of_agents: bool) -> None:
-        self._of_agents = of_agents
+    def __init__(self, scripts: Scripts, mend: bool) -> None:
         self.shards: list[_Seen] = []
         self.findings: dict[Finding, None] = {}
         self.uncounted: list[int] = []
@@ -121,19 +117,24 @@ class _Look:
             newest = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
             self.shards.append(_Seen(shard, newest[0][0] if newest else b"0-0"))
         seen = 0
-        async for keys in walk(self._scripts, "session", "task", "agent"):
-            for one in self.shards:
-                mine = [(kind, name) for number, kind, name in keys if number == one.shard.number]
-                await self._sessions(one, [name for kind, name in mine if kind == b"session"])
-                await self._tasks(one, [name for kind, name in mine if kind == b"task"])
-                one.agents.update(name for kind, name in mine if kind == b"agent")
+        async for shard, keys in stretches(self._scripts, "session", "task", "agent"):
+            one = self.shards[shard.number]
+            await self._sessions(one, [name for kind, name in keys if kind == "session"])
+            await self._tasks(one, [name for kind, name in keys if kind == "task"])
+            one.agents.update(name for kind, name in keys if kind == "agent")
             tell(seen := seen + len(keys))
 
     async def at_indices(self) -> None:
+        """Agents mostly have few sessions in a shard: many of their indices go into one step."""
         for one in self.shards:
-            of_agents = (b"agent:" + agent for agent in sorted(one.agents)) if self._of_agents else ()
-            for name in (b"sessions", b"deadlines", *of_agents):
-                await self._index(one, name)
+            names = [b"sessions", b"deadlines", *(b"agent:" + agent for agent in sorted(one.agents))]
+            done, place = 0, (b"", b"")
+            while done < len(names):
+                some = names[done : done + BATCH]
+                (_, ended, *rest), found = await self._run("check_indices", one, BATCH, *place, *some)
+                done, place = done + int(ended), (rest[0], rest[1])
+                for name, session_id, kind in zip(found[::3], found[1::3], found[2::3], strict=True):
+                    self._note(one, kind, b" ".join(filter(None, (name, session_id))))
 
     async def at_counts(self) -> None:
         for one in self.shards:
@@ -172,15 +173,6 @@ class _Look:
             _, *strays = await self._run("check_tasks", one, *some)
             for task in strays:
                 self._note(one, b"stray", b"task:" + task)
-
-    async def _index(self, one: _Seen, name: bytes) -> None:
-        place: tuple[bytes, bytes] = (b"", b"")
-        state = b"more"
-        while state == b"more":
-            (state, *rest), found = await self._run("check_index", one, name, *place, BATCH)
-            place = (rest[0], rest[1])
-            for session_id, kind in zip(found[::2], found[1::2], strict=True):
-                self._note(one, kind, name + b" " + session_id)
 
     async def _counts(self, one: _Seen, names: Sequence[tuple[bytes, bytes]]) -> None:
         """Raises PositionLost or TimeoutError when more happens than can be told apart."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from math import gcd
 from typing import Any, NamedTuple
@@ -23,17 +23,13 @@ from typing import Any, NamedTuple
 from tracker.errors import CannotReshard, SchemaMismatch, StoreFault
 from tracker.store.ids import shard_of_id, shard_of_text
 from tracker.store.keys import SCHEMA_VERSION, Shard
-from tracker.store.scan import walk
+from tracker.store.scan import stretches
 from tracker.store.scripts import Argument, Scripts, together, unfinished
 
 __all__ = ["Resharded", "reshard"]
 
 BATCH = 100
 """Sessions or records per script: some 2 ms of Redis's time."""
-STRETCH = 5 * BATCH
-"""Keys of a shard that are gone through together."""
-WAITING = 100 * STRETCH
-"""Keys that wait for more of their shard at most: some 10 MB."""
 AT_ONCE = 64
 """Shards that are called at once."""
 PATIENCE_MS = 3000
@@ -153,7 +149,7 @@ class _Move:
     async def walk(self) -> bool:
         """Goes through all keys once, and moves what is not in its shard; whether there was anything."""
         moved, self.broken = False, []
-        async for shard, names in self._stretches():
+        async for shard, names in stretches(self._scripts, "session", "idem"):
             moved |= await self._go_through(shard, names)
             self._tell(self.moved)
         return moved
@@ -167,22 +163,6 @@ class _Move:
         first, *others = self._scripts.shards
         await _each(others, lay_out)
         await lay_out(first)
-
-    async def _stretches(self) -> AsyncIterator[tuple[Shard, list[tuple[str, bytes]]]]:
-        """All sessions and records, as (kind, name): those of one shard together, as many as are worth a call or more.
-
-        SCAN goes through all shards at once, and comes to few keys of each at a time.
-        """
-        waiting: defaultdict[int, dict[tuple[str, bytes], None]] = defaultdict(dict)
-        async for keys in walk(self._scripts, "session", "idem"):
-            for number, kind, name in keys:
-                if number < self._after:
-                    waiting[number][kind.decode(), name] = None
-            everything = sum(map(len, waiting.values())) > WAITING
-            for number in [number for number, names in waiting.items() if everything or len(names) >= STRETCH]:
-                yield self._scripts.shards[number], list(waiting.pop(number))
-        for number, names in waiting.items():
-            yield self._scripts.shards[number], list(names)
 
     def _sources(self, target: int) -> list[int]:
         """The old shards from which something may come into a shard."""

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 NAMES = (
     "check_counts",
-    "check_index",
+    "check_indices",
     "check_sessions",
     "check_tasks",
     "claim",
