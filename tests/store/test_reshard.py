@@ -692,6 +692,29 @@ async def test_with_a_pod_that_comes_meanwhile_it_is_not_finished(store: Store, 
         assert (await agreement(pod.scripts, mend=False)).findings == []
 
 
+@pytest.mark.parametrize("shards", [2])
+async def test_what_a_pod_made_that_slept_through_it_is_told(store: Store, open_pod: OpenPod) -> None:
+    await fill_little(store)
+    await grow(open_pod, 4)
+    tasks = [f"late{number}" for number in range(20)]
+    for task in tasks:
+        await store.sessions.create(a_run(task))
+    async with open_pod(shards=4) as pod:
+        looked = await agreement(pod.scripts, mend=True)
+        misplaced = [task for task in tasks if shard_of_text(task, 2) != shard_of_text(task, 4)]
+        assert misplaced
+        assert sorted(looked.findings) == sorted(
+            (shard_of_text(task, 2), "misplaced", f"task:{task}", False) for task in misplaced
+        )
+        for task in tasks:
+            assert (await pod.sessions.get(Target.task(task)) is None) == (task in misplaced)
+    # Its sweeps look at the layout again, and end this.
+    with pytest.raises(SchemaMismatch):
+        await store.scripts.enroll_one(store.scripts.shards[0])
+    with pytest.raises(SchemaMismatch):
+        await store.sessions.create(a_run("later"))
+
+
 @pytest.mark.parametrize(
     ("shards", "to", "says"), [(4, 2, "^the store has 4 shards, and can only get more$"), (4, 1, "can only get more")]
 )

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from tracker.errors import PositionLost
+from tracker.store.ids import shard_of_text
 from tracker.store.keys import Shard
 from tracker.store.scan import SCAN, stretches
 from tracker.store.scripts import Scripts
@@ -37,9 +38,10 @@ MEANINGS = {
     "stale": "an index entry that leads to no session",
     "lost": "gone before its time, without an end event",
     "stray": "a task that leads to no session of it",
+    "misplaced": "a task that belongs into another shard, where nobody who asks for it finds this",
     "count": "a wrong count",
 }
-NOT_MENDED = frozenset({"rival", "broken", "failed"})
+NOT_MENDED = frozenset({"rival", "misplaced", "broken", "failed"})
 """What only a person can decide: whom to end, or what a key of another's making means."""
 
 
@@ -173,6 +175,9 @@ class _Look:
             _, *strays = await self._run("check_tasks", one, *some)
             for task in strays:
                 self._note(one, b"stray", b"task:" + task)
+            for task in some:
+                if shard_of_text(task.decode(errors="replace"), len(self.shards)) != one.shard.number:
+                    self._note(one, b"misplaced", b"task:" + task)
 
     async def _counts(self, one: _Seen, names: Sequence[tuple[bytes, bytes]]) -> None:
         """Raises PositionLost or TimeoutError when more happens than can be told apart."""
