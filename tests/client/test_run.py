@@ -12,6 +12,7 @@ import pytest
 from tests.client.conftest import Answer, Door, Driver, OpenClient, in_process, opening, threads
 from tests.patience import until
 from tracker.client import Conflict, Invalid, Lost, NotFound, Unauthorized
+from tracker.client.lease import Errand
 from tracker.settings import Settings
 
 BUSY: Answer = (503, {}, json.dumps({"error": "busy"}).encode())
@@ -184,22 +185,34 @@ class CutShort(BaseException):
     """As the KeyboardInterrupt or SystemExit of a signal, or a cancellation."""
 
 
-async def test_a_run_that_is_cut_short_while_it_begins_is_ended(driver: Driver, mode: str) -> None:
-    """Its registration has arrived, and nobody has heard the answer."""
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("moment", ["sent", "answered", "taken in"])
+async def test_a_run_that_is_cut_short_while_it_begins_is_ended(driver: Driver, mode: str, moment: str) -> None:
+    """Its registration has arrived, whether or not it has heard of that."""
+    patch = pytest.MonkeyPatch()
     beater = driver.client._beater
-    send = beater._send
+    send, answered = beater._send, beater.heartbeats.answered
 
-    def cut(call: Any, timeout: float) -> None:
-        beater._send = send
+    def sent(call: Any, timeout: float) -> None:
+        patch.undo()
         send(call, timeout)
         raise CutShort
 
-    async def cut_later(call: Any, timeout: float) -> None:  # noqa: ASYNC109 - as the client's own
-        beater._send = send
+    async def sent_later(call: Any, timeout: float) -> None:  # noqa: ASYNC109 - as the client's own
+        patch.undo()
         await send(call, timeout)
         raise CutShort
 
-    beater._send = cut if mode == "sync" else cut_later
+    def take_in(errand: Errand, answer: Any, sent_at: float) -> None:
+        patch.undo()
+        if moment == "taken in":
+            answered(errand, answer, sent_at)
+        raise CutShort
+
+    if moment == "sent":
+        patch.setattr(beater, "_send", sent if mode == "sync" else sent_later)
+    else:
+        patch.setattr(beater.heartbeats, "answered", take_in)
     with pytest.raises(CutShort):
         async with driver.track(task_id="t1", ttl_seconds=600):
             pytest.fail("it has begun")

@@ -101,6 +101,21 @@ class AsyncBeater:
             pass
 
     async def _carry_out(self, errand: Errand, timeout: float) -> TrackerClientError | None:  # noqa: ASYNC109 - httpx's
+        try:
+            failure, losses = await self._attempt(errand, timeout)
+        except BaseException:  # a cancellation above all: it may or may not have arrived
+            errand.failed(Unavailable("The call was cut short"), self._clock())
+            self.wake()
+            raise
+        for loss in losses:
+            _tell(loss)
+        return failure
+
+    async def _attempt(
+        self,
+        errand: Errand,
+        timeout: float,  # noqa: ASYNC109 - httpx's
+    ) -> tuple[TrackerClientError | None, list[Loss]]:
         sent_at = self._clock()
         failure: TrackerClientError | None = None
         answer: Any = None
@@ -111,18 +126,12 @@ class AsyncBeater:
         except Exception as error:
             # Nobody's plan, a client that was closed maybe: for the runs it is one more reason to try again.
             failure = UnexpectedAnswer(f"The call could not be sent: {error!r}")
-        except BaseException:
-            errand.failed(Unavailable("The call was cut short"), self._clock())
-            self.wake()
-            raise
         if failure is None:
             losses = self.heartbeats.answered(errand, answer, sent_at)
         else:
             losses = self.heartbeats.failed(errand, failure, self._clock())
         self.wake()
-        for loss in losses:
-            _tell(loss)
-        return failure
+        return failure, losses
 
 
 def _tell(loss: Loss) -> None:

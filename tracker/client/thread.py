@@ -102,6 +102,18 @@ class Beater:
             self._carry_out(step, timeout)
 
     def _carry_out(self, errand: Errand, timeout: float) -> TrackerClientError | None:
+        try:
+            failure, losses = self._attempt(errand, timeout)
+        except BaseException:  # of a signal, wherever it came: it may or may not have arrived, and been taken in
+            with self._changed:
+                errand.failed(Unavailable("The call was cut short"), self._clock())
+                self._changed.notify_all()
+            raise
+        for loss in losses:
+            _tell(loss)
+        return failure
+
+    def _attempt(self, errand: Errand, timeout: float) -> tuple[TrackerClientError | None, list[Loss]]:
         sent_at = self._clock()
         failure: TrackerClientError | None = None
         answer: Any = None
@@ -112,20 +124,13 @@ class Beater:
         except Exception as error:
             # Nobody's plan, a client that was closed maybe: for the runs it is one more reason to try again.
             failure = UnexpectedAnswer(f"The call could not be sent: {error!r}")
-        except BaseException:
-            with self._changed:
-                errand.failed(Unavailable("The call was cut short"), self._clock())
-                self._changed.notify_all()
-            raise
         with self._changed:
             if failure is None:
                 losses = self.heartbeats.answered(errand, answer, sent_at)
             else:
                 losses = self.heartbeats.failed(errand, failure, self._clock())
             self._changed.notify_all()
-        for loss in losses:
-            _tell(loss)
-        return failure
+        return failure, losses
 
 
 def _tell(loss: Loss) -> None:
