@@ -20,9 +20,12 @@ from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tests.sweeping import sweeping
 from tracker.errors import StoreUnavailable
 from tracker.models import Event, Session, Target
+from tracker.store.ending import end
+from tracker.store.keys import Shard
 from tracker.store.scripts import together
+from tracker.store.server import LANES
 from tracker.store.store import Store
-from tracker.store.sweeper import BATCH
+from tracker.store.sweeper import BATCH, CLEANUPS
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
 TASK = Target.task("t1")
@@ -386,6 +389,109 @@ async def test_a_cleanups_place_stays_right_when_sessions_come_and_go(
     between_batches(store, monkeypatch, disturb)
     assert await store.sweeper.cleanup(a_cleanup(**filters)) == 600
     assert not [task for task in await alive(store) if str(task).startswith("fits")]
+
+
+# --- many cleanups at once --------------------------------------------------------------------------------------------
+
+NO_STORE = pytest.mark.parametrize("backend", ["memory"])
+NOTHING_TO_END = [b"done", b"", b"", b"0", b"0", b"0", b""]
+
+
+class Held:
+    """What the store says to cleanups while ``go`` is not set: nothing. Afterwards that there is nothing to end, or
+    ``error``. ``agents``: those whose cleanups have come to it.
+    """
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = asyncio.Event()
+        self.agents: list[str] = []
+        self.error: StoreUnavailable | None = None
+        self._run = store.scripts.run
+        monkeypatch.setattr(store.scripts, "run", self._answer)
+
+    async def _answer(self, name: str, shard: Shard, *arguments: Any) -> Any:
+        if name != "cleanup" or arguments[0] == "a1":
+            return await self._run(name, shard, *arguments)
+        self.agents.append(arguments[0])
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return NOTHING_TO_END
+
+    async def full(self) -> bool:
+        return len(self.agents) >= LANES
+
+
+def fleet(store: Store, count: int = 3 * CLEANUPS) -> list[asyncio.Task[int]]:
+    """Workers that all boot at once."""
+    return [asyncio.create_task(store.sweeper.cleanup(a_cleanup(agentId=f"w{number}"))) for number in range(count)]
+
+
+@pytest.fixture
+def held(store: Store, monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(store, monkeypatch)
+
+
+@NO_STORE
+@pytest.mark.settings(store_timeout_seconds=0.05)
+async def test_a_cleanup_that_waits_for_its_turn_is_not_refused_for_that(store: Store, held: Held) -> None:
+    workers = fleet(store)
+    await until(held.full)
+    await asyncio.sleep(0.1)  # twice the deadline
+    held.go.set()
+    assert await asyncio.gather(*workers) == [0] * len(workers)
+    assert list(dict.fromkeys(held.agents)) == [f"w{number}" for number in range(len(workers))], "in their order"
+
+
+@pytest.mark.parametrize("shards", [16])
+async def test_no_pulse_queues_behind_cleanups(store: Store, held: Held) -> None:
+    """Or a fleet that boots would make an outage for all."""
+    workers = fleet(store)
+    await until(held.full)
+    await store.sweeper.pulse()
+    assert not held.go.is_set()
+    held.go.set()
+    await asyncio.gather(*workers)
+
+
+@NO_STORE
+async def test_cleanups_that_wait_while_the_store_is_silent_are_refused_with_those_before_them(
+    store: Store, held: Held
+) -> None:
+    workers = fleet(store)
+    await until(held.full)
+    held.error = StoreUnavailable("the store did not answer in time")
+    held.go.set()
+    outcomes = await asyncio.gather(*workers, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+    assert len(held.agents) == LANES, "the others have not even asked"
+    held.error = None
+    assert await store.sweeper.cleanup(a_cleanup(agentId="later")) == 0
+
+
+@NO_STORE
+async def test_a_caller_who_leaves_frees_his_place(store: Store, held: Held) -> None:
+    workers = fleet(store)
+    await until(held.full)
+    gone, others = [*workers[:CLEANUPS], workers[-1]], workers[CLEANUPS:-1]
+    await end(gone)
+    held.go.set()
+    assert await asyncio.gather(*others) == [0] * len(others)
+    assert "w23" not in held.agents
+
+
+async def test_what_is_made_while_a_cleanup_waits_for_its_turn_is_spared(store: Store, held: Held) -> None:
+    """As by a worker who does not wait for the answer."""
+    await make(store, "old")
+    workers = fleet(store)
+    await until(held.full)
+    waiting = asyncio.create_task(store.sweeper.cleanup(a_cleanup(agentId="a1")))
+    await asyncio.sleep(0.02)  # other milliseconds
+    await make(store, "new")
+    held.go.set()
+    assert await waiting == 1
+    assert await alive(store) == {"new"}
+    await asyncio.gather(*workers)
 
 
 # --- outages ----------------------------------------------------------------------------------------------------------

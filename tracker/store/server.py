@@ -10,6 +10,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from tracker.errors import StoreUnavailable
+from tracker.store.lanes import Lanes
 from tracker.store.pipe import NO_REPLY, Pipe
 from tracker.store.sentinel import cut
 
@@ -20,18 +21,20 @@ Argument = str | bytes | int
 LEAVE_SECONDS = 1.0
 """Least time between two times that a read-only server is left: connecting again and again would use up the ports."""
 LANES = 4
-"""Batches under way at once. Shards take turns batch by batch: with much to end in one, other pulses stay young."""
+"""Batches under way at once. Shards take turns batch by batch: with much to end in one, the others are swept too."""
 
 
 class Server:
     """``hot`` carries what is coalesced, ``bulk`` what listings read, so that heartbeats never queue behind a chunk of
-    one. Everything else takes a connection of the pool. ``lanes``: the sweeper's, how many batches are under way.
+    one. Everything else takes a connection of the pool. ``lanes`` are for the sweeper's batches; its pulses have lanes
+    of their own, so that no batch keeps them until they are too old.
     """
 
     def __init__(self, client: Redis, name: str = "", *, embedded: bool = False) -> None:
         self.client = client
         self.name = name
-        self.lanes = asyncio.Semaphore(LANES)
+        self.lanes = Lanes(LANES)
+        self.pulses = Lanes(LANES)
         self._pool = cast("BlockingConnectionPool", client.connection_pool)
         self.hot = Pipe(self._pool)
         self.bulk = Pipe(self._pool)

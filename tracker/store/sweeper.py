@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, NamedTuple
 
 from tracker.errors import StoreError, StoreFault
 from tracker.models import Cleanup
 from tracker.settings import Settings
-from tracker.store.connection import translated
 from tracker.store.keys import Shard
+from tracker.store.lanes import Lanes
 from tracker.store.scripts import Argument, Scripts, together
 from tracker.store.snapshot import timestamp
 
@@ -31,6 +33,10 @@ PULSES_PER_SECOND = 256
 PATIENCE_PULSES = 3
 """How many pulses must fail to come until that is an outage: a busy machine pauses for a second now and then."""
 SAME_OUTAGE_MS = 2000
+CLEANUPS = 8
+"""Cleanups at once. Each asks all shards, and a fleet that boots sends thousands of them in the same second."""
+CLEANUP_PATIENCE_SECONDS = 45.0
+"""Longest wait of a cleanup for its turn: less than proxies wait for an answer."""
 
 
 class _Swept(NamedTuple):
@@ -52,6 +58,7 @@ class Sweeper:
         self._lost: set[Shard] = set()
         self._held_until = 0
         self._spare_siblings = settings.agent_cleanup == "expired"
+        self._cleanups = Lanes(CLEANUPS, CLEANUP_PATIENCE_SECONDS)
 
     async def run(self) -> None:
         """Pulses and sweeps until cancelled. An unreachable store is waited out, and logged once per outage."""
@@ -72,16 +79,22 @@ class Sweeper:
         return await self._sweep_some(self._scripts.shards, skip_if_younger_ms=0)
 
     async def cleanup(self, request: Cleanup) -> int:
-        """Ends the sessions that a cleanup asks for; how many this very call ended.
+        """Ends the sessions that a cleanup asks for, but for those made after it came; how many this very call ended.
 
-        Works in batches, each with its own deadline. Raises StoreUnavailable when the store goes away in between or
-        refuses to write, and StoreFault when some sessions could not be ended; the others are, then.
+        Waits for its turn first, then works in batches, each with its own deadline. Raises StoreUnavailable when no
+        turn comes, or when the store goes away in between or refuses to write, and StoreFault when some sessions could
+        not be ended; the others are, then.
         """
+        came = monotonic()
+        async with self._cleanups.turn():
+            return await self._clean(request, came)
+
+    async def _clean(self, request: Cleanup, came: float) -> int:
         filtered = request.agent_id or request.runtime_instance_id or request.max_age_minutes is not None
         if not filtered:
             return await self.sweep()
         swept = await self.sweep() if request.max_age_minutes is not None and not request.agent_id else 0
-        walked = await together(self._walk(shard, request) for shard in self._scripts.shards)
+        walked = await together(self._walk(shard, request, came) for shard in self._scripts.shards)
         self._raise_for([shard for shard in walked if shard.failed])
         return swept + sum(shard.ended for shard in walked)
 
@@ -160,15 +173,20 @@ class Sweeper:
         return _Swept(ended, failed, why)
 
     async def _batch(self, script: str, shard: Shard, *arguments: Argument) -> Any:
-        """One script call; the wait for a lane counts towards its deadline."""
-        with translated():
-            async with asyncio.timeout(self._scripts.timeout):
-                # Of the server, so that one that hangs keeps nobody from the others.
-                server = await self._scripts.servers.holder(shard)
-                async with server.lanes:
-                    return await self._scripts.run(script, shard, *arguments)
+        async with self._lane(script, shard):
+            return await self._scripts.run(script, shard, *arguments)
 
-    async def _walk(self, shard: Shard, request: Cleanup) -> _Swept:
+    @asynccontextmanager
+    async def _lane(self, script: str, shard: Shard) -> AsyncIterator[None]:
+        """Around one script call. The wait for a lane does not count towards its deadline."""
+        async with self._scripts.one_deadline():
+            # Of the server, so that one that hangs keeps nobody from the others.
+            server = await self._scripts.servers.holder(shard)
+        async with (server.pulses if script == "pulse" else server.lanes).turn():
+            yield
+        self._cleanups.answered()
+
+    async def _walk(self, shard: Shard, request: Cleanup, came: float) -> _Swept:
         only_agent = request.max_age_minutes is None and request.runtime_instance_id is None
         minutes = request.max_age_minutes
         filters = (
@@ -181,9 +199,11 @@ class Sweeper:
         ended = failed = 0
         why = ""
         while True:
-            state, started, session_id, last_started, n, stuck, problem = await self._batch(
-                "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, *filters
-            )
+            async with self._lane("cleanup", shard):
+                waited = int((monotonic() - came) * 1000)
+                state, started, session_id, last_started, n, stuck, problem = await self._scripts.run(
+                    "cleanup", shard, request.agent_id or "", *place, BATCH, last_started, waited, *filters
+                )
             ended += int(n)
             failed += int(stuck)
             why = why or problem.decode(errors="replace")

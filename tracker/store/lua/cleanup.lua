@@ -1,8 +1,8 @@
 -- Ends, from one stretch of an index, the sessions that match; oldest first.
 --
 -- ARGV    4 agent ('' all)  5 started (ms, '' from the oldest)  6 id  7 how many to look at
---         8 last started to look at (ms, '' now)  9 least age of the last heartbeat (ms, '' any)
---         10 runtime ('' any)  11 expired | any
+--         8 last started to look at (ms; '' begins)  9 how long ago the caller came (ms): beginning, newer ones are spared
+--         10 least age of the last heartbeat (ms, '' any)  11 runtime ('' any)  12 expired | any
 -- reply   {done | more, started, id (the place to go on behind), last started, ended, not ended, why the first of those}
 -- effects finish, with reason `expired` for those whose TTL has run out, else `cleaned`; index entries whose hash is
 --         gone are removed from an agent's index
@@ -14,7 +14,7 @@ if cutoff < now then
 end
 local index = ARGV[4] == '' and SESSIONS or AGENT .. ARGV[4]
 local first, reach = 0, tonumber(ARGV[7])
-local last_started = ARGV[8] == '' and now or tonumber(ARGV[8])
+local last_started = ARGV[8] == '' and now - tonumber(ARGV[9]) or tonumber(ARGV[8])
 if ARGV[5] ~= '' then
   first = count_before(index, ARGV[5], ARGV[6])
   if redis.call('ZSCORE', index, ARGV[6]) then first = first + 1 end
@@ -31,13 +31,13 @@ local function weigh(id)
   local session = to_table(flat)
   local due = tonumber(session.due)
   local expired = due <= cutoff
-  local fits = expired or ARGV[11] == 'any'
-  if ARGV[9] ~= '' then
+  local fits = expired or ARGV[12] == 'any'
+  if ARGV[10] ~= '' then
     local beat = due - tonumber(session.ttl)
     local age = beat >= resumed and now - beat or cutoff - beat
-    fits = fits and math.max(age, 0) >= tonumber(ARGV[9])
+    fits = fits and math.max(age, 0) >= tonumber(ARGV[10])
   end
-  if ARGV[10] ~= '' then fits = fits and session.runtime == ARGV[10] end
+  if ARGV[11] ~= '' then fits = fits and session.runtime == ARGV[11] end
   if not fits then return end
   finish(id, flat, expired and 'expired' or 'cleaned')
   ended = ended + 1
