@@ -18,9 +18,10 @@ from tests.patience import until
 from tests.raw import read_now, read_raw
 from tests.store.wire import a_cleanup, a_list, a_run, some_events
 from tests.sweeping import sweeping
-from tracker.errors import StoreUnavailable
+from tracker.errors import StoreFault, StoreUnavailable
 from tracker.models import Event, Session, Target
 from tracker.store.ending import end
+from tracker.store.ids import shard_of_text
 from tracker.store.keys import Shard
 from tracker.store.scripts import together
 from tracker.store.server import LANES
@@ -334,6 +335,46 @@ async def test_an_unknown_agent_has_nothing_to_clean(store: Store) -> None:
     await make(store, "t1")
     assert await store.sweeper.cleanup(a_cleanup(agentId="nobody")) == 0
     assert await store.sweeper.cleanup(a_cleanup(runtimeInstanceId="nobody")) == 0
+
+
+@pytest.mark.parametrize("shards", [4])
+@pytest.mark.parametrize("filters", [{}, {"maxAgeMinutes": 1}, {"agentId": "a1"}, {"runtimeInstanceId": "r"}])
+async def test_while_one_shard_is_away_a_cleanup_does_what_it_can_in_the_others_and_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
+) -> None:
+    """As when a cluster has lost a master. Which shard it is makes no difference."""
+    run = store.scripts.run
+    for lost in store.scripts.shards:
+
+        async def run_elsewhere(name: str, shard: Shard, *arguments: Any, lost: Shard = lost) -> Any:
+            if shard is lost:
+                raise StoreUnavailable("the store did not answer in time")
+            return await run(name, shard, *arguments)
+
+        made = await make(store, *(f"{lost.number}-{number}" for number in range(20)), runtimeInstanceId="r")
+        await advance(store, 1801)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.scripts, "run", run_elsewhere)
+            with pytest.raises(StoreUnavailable):
+                await store.sweeper.cleanup(a_cleanup(**filters))
+        told = await reasons(store)
+        assert {task for task in made if task not in told} == {
+            task for task in made if shard_of_text(task, 4) == lost.number
+        }
+        await store.sweeper.sweep()
+
+
+async def test_a_session_that_cannot_be_ended_keeps_no_cleanup_from_the_others(store: Store) -> None:
+    await make(store, "stuck", agent="a2", ttlSeconds=60)
+    await make(store, *(f"t{number}" for number in range(5)))
+    await advance(store, 301)
+    prefix = store.scripts.shards[0].prefix
+    await store.scripts.command("DEL", prefix + "agent:a2")
+    await store.scripts.command("RPUSH", prefix + "agent:a2", "planted")
+    with pytest.raises(StoreFault, match="1 sessions could not be ended"):
+        await store.sweeper.cleanup(a_cleanup(maxAgeMinutes=5))
+    assert await alive(store) == set()
+    assert await reasons(store) == {f"t{number}": "cleaned" for number in range(5)}
 
 
 def between_batches(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
@@ -678,7 +719,8 @@ async def test_a_sweep_without_a_pulse_kills_nobody_whom_an_outage_silenced(stor
     await make(store, "t1", ttlSeconds=60)
     await store.sweeper.pulse()
     await outage(store, 300)
-    assert await store.sweeper._sweep_some(store.scripts.shards, skip_if_younger_ms=0) == 0
+    for shard in store.scripts.shards:
+        assert (await store.sweeper._sweep(shard, skip_if_younger_ms=0)).ended == 0
     assert await alive(store) == {"t1"}
 
 

@@ -74,9 +74,11 @@ class Sweeper:
         await self._pulse_some(self._scripts.shards, skip_if_younger_ms=0)
 
     async def sweep(self) -> int:
-        """Ends every session whose TTL has run out; how many. Raises StoreFault if some could not be ended."""
-        await self.pulse()
-        return await self._sweep_some(self._scripts.shards, skip_if_younger_ms=0)
+        """Ends every session whose TTL has run out; how many.
+
+        Raises StoreUnavailable, or StoreFault when some could not be ended; the others are, then.
+        """
+        return self._total(await together(map(self._sweep_after_pulse, self._scripts.shards)))
 
     async def cleanup(self, request: Cleanup) -> int:
         """Ends the sessions that a cleanup asks for, but for those made after it came; how many this very call ended.
@@ -87,16 +89,18 @@ class Sweeper:
         """
         came = monotonic()
         async with self._cleanups.turn():
-            return await self._clean(request, came)
+            return self._total(await together(self._clean(shard, request, came) for shard in self._scripts.shards))
 
-    async def _clean(self, request: Cleanup, came: float) -> int:
+    async def _clean(self, shard: Shard, request: Cleanup, came: float) -> _Swept:
         filtered = request.agent_id or request.runtime_instance_id or request.max_age_minutes is not None
         if not filtered:
-            return await self.sweep()
-        swept = await self.sweep() if request.max_age_minutes is not None and not request.agent_id else 0
-        walked = await together(self._walk(shard, request, came) for shard in self._scripts.shards)
-        self._raise_for([shard for shard in walked if shard.failed])
-        return swept + sum(shard.ended for shard in walked)
+            return await self._sweep_after_pulse(shard)
+        if request.max_age_minutes is None or request.agent_id:
+            return await self._walk(shard, request, came)
+        swept = await self._sweep_after_pulse(shard)
+        walked = await self._walk(shard, request, came)
+        # What one could not end the other could hardly either.
+        return _Swept(swept.ended + walked.ended, max(swept.failed, walked.failed), swept.why or walked.why)
 
     async def _repeat(self, work: Callable[[Shard], Awaitable[None]], shard: Shard, interval: float) -> None:
         while True:
@@ -130,7 +134,11 @@ class Sweeper:
     async def _sweep_in_turn(self, shard: Shard) -> None:
         # Also notices a store that was emptied or replaced meanwhile.
         await self._scripts.enroll_one(shard)
-        await self._sweep_some([shard], skip_if_younger_ms=round(self._interval * 500))
+        self._total([await self._sweep(shard, skip_if_younger_ms=round(self._interval * 500))])
+
+    async def _sweep_after_pulse(self, shard: Shard) -> _Swept:
+        await self._pulse_some([shard], skip_if_younger_ms=0)
+        return await self._sweep(shard, skip_if_younger_ms=0)
 
     async def _pulse_some(self, shards: Sequence[Shard], skip_if_younger_ms: int) -> None:
         patience = round(self._pulse_interval * 1000 * PATIENCE_PULSES)
@@ -147,14 +155,6 @@ class Sweeper:
                 *map(timestamp, (began, ended, self._held_until)),
             )
 
-    async def _sweep_some(self, shards: Sequence[Shard], skip_if_younger_ms: int) -> int:
-        swept = await together(self._sweep(shard, skip_if_younger_ms) for shard in shards)
-        ended = sum(shard.ended for shard in swept)
-        if ended:
-            logger.info("swept %d expired sessions", ended)
-        self._raise_for([shard for shard in swept if shard.failed])
-        return ended
-
     async def _sweep(self, shard: Shard, skip_if_younger_ms: int) -> _Swept:
         ended = failed = 0
         why = ""
@@ -169,6 +169,8 @@ class Sweeper:
             why = why or reply[4].decode(errors="replace")
             if looked_at < BATCH:
                 self._scripts.observer.swept(ended)
+                if ended:
+                    logger.info("swept %d expired sessions", ended)
                 break
         return _Swept(ended, failed, why)
 
@@ -211,8 +213,10 @@ class Sweeper:
                 return _Swept(ended, failed, why)
             place = (started, session_id)
 
-    def _raise_for(self, failures: list[_Swept]) -> None:
-        if failures:
+    def _total(self, shards: Sequence[_Swept]) -> int:
+        """How many were ended. Raises when some could not be."""
+        if failures := [shard for shard in shards if shard.failed]:
             count = sum(shard.failed for shard in failures)
             kind = type(self._scripts.refused(failures[0].why))
             raise kind(f"{count} sessions could not be ended: {failures[0].why}")
+        return sum(shard.ended for shard in shards)
