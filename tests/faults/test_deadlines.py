@@ -14,7 +14,12 @@ from tests.fault_proxy import FaultProxy, running_proxy
 from tests.faults.conftest import DEADLINE_SECONDS, FIELDS, SLACK_SECONDS, ask, check, every_call
 from tests.patience import until
 from tests.redis_server import RedisServer
+from tests.store.wire import a_run
+from tracker.errors import StoreUnavailable
+from tracker.models import Target
 from tracker.settings import Settings
+from tracker.store.ids import shard_of_text
+from tracker.store.reshard import reshard
 from tracker.store.store import open_store
 
 EVERY_CALL = [*every_call(), ("GET", "/ready", {})]
@@ -47,6 +52,29 @@ async def test_replies_that_each_come_just_in_time_add_up_to_no_more_than_the_de
         assert answer.status_code in (200, 201, 404, 409, 503)
         assert seconds < DEADLINE_SECONDS + SLACK_SECONDS
     assert {answer.status_code for answer, _ in answers} >= {200, 503}, "some need one call, some more"
+
+
+@pytest.mark.parametrize("shards", [4])
+async def test_a_call_by_the_id_of_a_session_that_a_reshard_has_moved_has_one_deadline_too(
+    proxy: FaultProxy, redis_server: RedisServer, namespace: str, shards: int
+) -> None:
+    """It takes two trips: to the shard that the id tells, and to where the session is."""
+    before = Settings(store_url=redis_server.url, namespace=namespace, **FIELDS)
+    async with open_store(before) as store:
+        made = await asyncio.gather(*(store.sessions.create(a_run(f"t{number}")) for number in range(20)))
+    after = Settings(store_url=proxy.url, namespace=namespace, shards=shards, **FIELDS)
+    async with open_store(after) as store:
+        await reshard(store.scripts)
+        ids = [Target.id(one.session["id"]) for one in made if shard_of_text(str(one.session["taskId"]), shards)]
+        moved = [session_id for session_id in ids if await store.sessions.get(session_id)]
+        assert moved == ids
+        proxy.delay = 0.9 * DEADLINE_SECONDS
+        for call in (store.sessions.heartbeat(moved[0]), store.sessions.get(moved[0])):
+            with pytest.raises(StoreUnavailable):
+                await call
+        with pytest.raises(StoreUnavailable):
+            await store.sessions.heartbeat_all(moved)
+        proxy.delay = 0
 
 
 async def works(api: Api) -> bool:

@@ -146,9 +146,12 @@ class Scripts:
                 return await self._run(name, shard, arguments)
 
     @asynccontextmanager
-    async def one_deadline(self) -> AsyncIterator[None]:
-        """All calls inside share one deadline, instead of having one each. Raises StoreUnavailable when it has come."""
-        bound = asyncio.timeout(self.timeout)
+    async def one_deadline(self, began: float | None = None) -> AsyncIterator[None]:
+        """All calls inside share one deadline, instead of having one each. Raises StoreUnavailable when it has come.
+
+        It counts from when the first of them ``began`` (by the loop's clock), None for now.
+        """
+        bound = asyncio.timeout_at((asyncio.get_running_loop().time() if began is None else began) + self.timeout)
         try:
             with translated():
                 async with bound:

@@ -192,19 +192,19 @@ class SessionStore:
     async def _again(self, script: str, shard: int, operation: Operation, reply: Reply, began: float) -> Reply:
         """What comes of an operation that was refused. If that is because a reshard has taken the session to another
         shard, it goes there, once. As long as it is because its keys are on their way to another node of a cluster, it
-        is sent again, until its deadline.
+        is sent again. All of that has the one deadline of the call that ``began`` then.
         """
-        patient, home = self._scripts.servers.several, shard
-        while reply[0] == b"error":
-            text = reply[1].decode(errors="replace")
-            if shard == home and (moved := _MOVED.fullmatch(text)) and int(moved[1]) < self._shards:
-                shard = int(moved[1])
-            elif patient and is_moving(text):
-                await asyncio.sleep(MOVING_SECONDS)
-                patient = self._clock() - began < self._scripts.timeout
-            else:
-                break
-            reply = await self._arrival(script, self._submit(script, shard, operation))
+        home = shard
+        async with self._scripts.one_deadline(began):
+            while reply[0] == b"error":
+                text = reply[1].decode(errors="replace")
+                if shard == home and (moved := _MOVED.fullmatch(text)) and int(moved[1]) < self._shards:
+                    shard = int(moved[1])
+                elif self._scripts.servers.several and is_moving(text):
+                    await asyncio.sleep(MOVING_SECONDS)
+                else:
+                    break
+                reply = await self._arrival(script, self._submit(script, shard, operation))
         return self._checked(reply)
 
     def _arrival(self, script: str, future: asyncio.Future[T]) -> Awaitable[T]:
