@@ -306,6 +306,45 @@ async def test_where_a_record_and_its_key_come_together_the_record_stays(store: 
         assert await audit(pod) == len(chosen)
 
 
+@pytest.mark.parametrize("backend", ["redis"])
+@pytest.mark.parametrize("shards", [2])
+async def test_where_a_claim_and_its_task_come_together_the_create_that_got_no_answer_can_be_tried_again(
+    store: Store, open_pod: OpenPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it meets a conflict: then no session came of the key, and it may mean another body."""
+    pairs = [
+        (f"t{task}", f"k{key}")
+        for task in range(40)
+        for key in range(40)
+        if shard_of_text(f"t{task}", 2) != shard_of_text(f"k{key}", 2)
+        and shard_of_text(f"t{task}", 3) == shard_of_text(f"k{key}", 3)
+    ]
+    task, key = pairs[0]
+    taken, other_key = next((other, other_key) for other, other_key in pairs if other != task and other_key != key)
+    await store.sessions.create(a_run(taken, "a2"))
+
+    async def fail(*call: Any) -> Any:
+        raise StoreUnavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.sessions, "_create", fail)
+        for pair in ((task, key), (taken, other_key)):
+            with pytest.raises(StoreUnavailable):
+                await store.sessions.create(a_run(pair[0]), pair[1])
+    await grow(open_pod, 3)
+    async with open_pod(shards=3) as pod:
+        first = await pod.sessions.create(a_run(task), key)
+        again = await pod.sessions.create(a_run(task), key)
+        assert (first.outcome, again.outcome) == ("created", "repeated")
+        assert again.session == first.session
+        with pytest.raises(IdempotencyMismatch):
+            await pod.sessions.create(a_run("another"), key)
+        with pytest.raises(Conflict):
+            await pod.sessions.create(a_run(taken), other_key)
+        assert (await pod.sessions.create(a_run("another"), other_key)).outcome == "created"
+        await audit(pod)
+
+
 async def stop_at(scripts: Scripts, script: str) -> None:
     """A reshard that is interrupted there."""
 

@@ -6,17 +6,20 @@
 --         mismatch (the key came with another fingerprint); error, text
 -- effects the task's expired session, if any, ends as `expired`; a replaced one as `replaced`; then hash, task key,
 --         sessions, deadlines, agent, agents, triggers, counters, one `session.created`, and the idempotency record:
---         a hash of the fingerprint, the id and the session as it was made
+--         a hash of the fingerprint, the id and the session as it was made; a conflict gives a mere claim back
 check_shard()
 return serve(function(tail, policy, key, fingerprint, memory, ttl, agent, trigger, task, ...)
-  local record = key ~= '' and ARGV[1] .. 'idem:' .. key
+  local record, claimed = key ~= '' and ARGV[1] .. 'idem:' .. key, false
   if record then
     local known = redis.call('HGETALL', record)
     if #known > 0 then
       local past = to_table(known)
       if past.fingerprint ~= fingerprint then return {'mismatch'} end
-      local session = redis.call('HGETALL', SESSION .. past.id)
-      return tell('repeated', past.id, #session > 0 and session or known)
+      if past.id then
+        local session = redis.call('HGETALL', SESSION .. past.id)
+        return tell('repeated', past.id, #session > 0 and session or known)
+      end
+      claimed = true -- before a reshard, when the task was in another shard, by a create that got no answer
     end
   end
   local function remember(id, flat)
@@ -41,6 +44,7 @@ return serve(function(tail, policy, key, fingerprint, memory, ttl, agent, trigge
         return tell('reused', earlier, flat)
       end
       if policy == 'reject' or (policy == 'supersede' and session.agent ~= agent) then
+        if claimed then redis.call('DEL', record) end
         return tell('conflict', earlier, flat)
       end
       finish(earlier, flat, 'replaced')
