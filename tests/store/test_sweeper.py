@@ -377,6 +377,19 @@ async def test_a_session_that_cannot_be_ended_keeps_no_cleanup_from_the_others(s
     assert await reasons(store) == {f"t{number}": "cleaned" for number in range(5)}
 
 
+@SHARDS
+@pytest.mark.usefixtures("agreed")
+@pytest.mark.parametrize("filters", [{"agentId": "a1"}, {"maxAgeMinutes": 0}, {"runtimeInstanceId": "r"}])
+async def test_after_the_clock_was_set_back_a_cleanup_ends_the_newest_too(
+    store: Store, filters: dict[str, Any]
+) -> None:
+    """They started in what is the time to come by now."""
+    await make(store, *(f"t{number}" for number in range(5)), runtimeInstanceId="r")
+    await store.sweeper.pulse()
+    await advance(store, -60)
+    assert await store.sweeper.cleanup(a_cleanup(**filters)) == 5
+
+
 def between_batches(store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
     """Has something done whenever a batch of a cleanup is through and the next not yet on its way."""
     run = store.scripts.run

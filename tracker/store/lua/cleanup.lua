@@ -14,7 +14,12 @@ if cutoff < now then
 end
 local index = ARGV[4] == '' and SESSIONS or AGENT .. ARGV[4]
 local first, reach = 0, tonumber(ARGV[7])
-local last_started = ARGV[8] == '' and now - tonumber(ARGV[9]) or tonumber(ARGV[8])
+local last_started = tonumber(ARGV[8])
+if not last_started then
+  -- Who started in what is the time to come has not come since: the clock was set back.
+  local newest = tonumber(redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2] or now)
+  last_started = newest > now and newest or now - tonumber(ARGV[9])
+end
 if ARGV[5] ~= '' then
   first = count_before(index, ARGV[5], ARGV[6])
   if redis.call('ZSCORE', index, ARGV[6]) then first = first + 1 end
