@@ -17,7 +17,12 @@ from tests.fault_proxy import running_proxy
 from tests.faults.conftest import DEADLINE_SECONDS, FIELDS, SLACK_SECONDS, ask, check, every_call
 from tests.patience import until
 from tests.redis_server import RedisServer, running_redis
+from tests.store.wire import a_run
+from tracker.errors import StoreUnavailable
+from tracker.models import Target
 from tracker.settings import Settings
+from tracker.store.reshard import reshard
+from tracker.store.store import open_store
 
 RECOVERY_SECONDS = 2 + 3
 """What is promised, and what a machine under load may add. The sweeper, which comes by once a minute, helps nobody."""
@@ -219,3 +224,21 @@ async def test_a_master_that_became_a_replica_is_left_for_the_one_that_the_addre
             assert (await api.get("/by-task/t1")).json()["session"]["id"] == session["id"]
             left = [one for one in await operator.client_list() if one["flags"] == "N" and one["cmd"] != "client|list"]
             assert left == [], "connections to the old one"
+
+
+async def test_a_forwarded_id_can_be_read_where_nothing_can_be_written(own_redis: RedisServer) -> None:
+    """Its forward would be renewed by that, in the second half of its life."""
+    async with open_store(Settings(store_url=own_redis.url, **FIELDS)) as store:
+        made = await asyncio.gather(*(store.sessions.create(a_run(f"t{number}")) for number in range(20)))
+    async with open_store(Settings(store_url=own_redis.url, shards=4, **FIELDS)) as store:
+        await reshard(store.scripts)
+        client = store.scripts.client
+        forwards = await client.keys("*:moved:*")
+        assert forwards
+        for key in forwards:
+            await client.pexpire(key, 14 * 86_400_000)
+        await client.config_set("min-replicas-to-write", 1)
+        for one in made:
+            assert await store.sessions.get(Target.id(one.session["id"])) == one.session
+        with pytest.raises(StoreUnavailable):
+            await store.sessions.heartbeat(Target.id(made[0].session["id"]))

@@ -67,7 +67,8 @@ local function find(kind, target, ...)
   if values[1] and tonumber(values[1]) > cutoff then return id, values end
   local shard = kind == 'id' and not values[1] and redis.call('GET', MOVED .. id)
   if shard then
-    if redis.call('PTTL', MOVED .. id) < FORWARDED / 2 then redis.call('PEXPIRE', MOVED .. id, ms(FORWARDED)) end
+    -- pcall: a read must go on where nothing can be written.
+    if redis.call('PTTL', MOVED .. id) < FORWARDED / 2 then redis.pcall('PEXPIRE', MOVED .. id, ms(FORWARDED)) end
     error('moved to shard ' .. shard, 0)
   end
   return nil
