@@ -17,6 +17,7 @@ from tracker.errors import Conflict, IdempotencyMismatch
 from tracker.models import Event, EventType, Session, Target
 from tracker.settings import Settings
 from tracker.store.ids import shard_of_text
+from tracker.store.keys import Shard
 from tracker.store.sessions import SessionStore
 from tracker.store.snapshot import timestamp
 from tracker.store.store import Store
@@ -409,6 +410,48 @@ async def test_a_key_that_met_a_conflict_may_be_tried_again_and_for_something_el
             assert (await sessions.create(a_run(f"other {number}", "a2"), key)).outcome == "created"
         with pytest.raises(IdempotencyMismatch):
             await sessions.create(a_run(f"yet another {number}", "a2"), key)
+
+
+@pytest.mark.parametrize("shards", [4])
+@pytest.mark.parametrize("last", ["the refused", "the successful"])
+async def test_a_key_that_met_a_conflict_still_means_the_session_that_another_call_with_it_made(
+    store: Store, sessions: SessionStore, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """Whichever of the two claimed it last: the one that was refused gives back no claim but its own."""
+    home = shard_of_text("key", 4)
+    task, other = [name for name in (f"t{number}" for number in range(20)) if shard_of_text(name, 4) != home][:2]
+    await made(sessions, task, "a2")
+    claimed, refused, go, run = asyncio.Event(), asyncio.Event(), asyncio.Event(), store.scripts.run
+
+    async def run_in_turn(name: str, shard: Shard, *arguments: Any) -> Any:
+        if name == "claim" and arguments[-1] == 0:
+            refused.set()
+            await go.wait()
+        reply = await run(name, shard, *arguments)
+        if name == "claim" and last == "the refused" and not claimed.is_set():
+            claimed.set()
+            await refused.wait()
+            await sessions.delete(Target.task(task))
+        return reply
+
+    monkeypatch.setattr(store.scripts, "run", run_in_turn)
+    request = a_run(task, onConflict="reject")
+    if last == "the refused":
+        successful = asyncio.create_task(sessions.create(request, "key"))
+        await claimed.wait()
+        failing = asyncio.create_task(sessions.create(request, "key"))
+    else:
+        failing = asyncio.create_task(sessions.create(request, "key"))
+        await refused.wait()
+        await sessions.delete(Target.task(task))
+        successful = asyncio.create_task(sessions.create(request, "key"))
+    assert (await successful).outcome == "created"
+    go.set()
+    with pytest.raises(Conflict):
+        await failing
+    with pytest.raises(IdempotencyMismatch):
+        await sessions.create(a_run(other), "key")
+    assert (await sessions.create(request, "key")).session == (await successful).session
 
 
 async def test_a_key_that_met_a_live_session_to_reuse_means_that_session(store: Store, sessions: SessionStore) -> None:

@@ -166,7 +166,7 @@ class SessionStore:
     async def _claim(self, key: str, digest: str, life_ms: int) -> None:
         """Sees to it that a key means one body even where two bodies' tasks lie in different shards.
 
-        With no life it is given back: a conflict is not remembered.
+        With no life this caller's claim is given back: a conflict is not remembered.
         """
         shard = self._scripts.shards[shard_of_text(key, self._shards)]
         reply = await self._scripts.run("claim", shard, key, digest, life_ms)
