@@ -244,6 +244,11 @@ class ListEvents(Text):
         json_schema_extra={"default": 0},
     )
 
+    @property
+    def filtered(self) -> bool:
+        """Whether some events may not fit."""
+        return bool(self.agent_id or self.type)
+
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
         if self.last is not None and (self.after is not None or self.limit is not None):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 from tests.audit import audit
 from tests.clockwork import advance
 from tests.store.wire import a_cleanup, a_run, some_events
-from tracker.errors import Invalid, PositionLost
+from tracker.errors import Invalid, PositionLost, StoreUnavailable
 from tracker.models import Event, Target
+from tracker.store.feed import OLDEST, Change, Position, written
+from tracker.store.keys import Shard
 from tracker.store.scripts import together
+from tracker.store.server import TURNS, Server
 from tracker.store.store import Store
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
@@ -256,6 +261,169 @@ async def test_readers_follow_while_events_come(store: Store) -> None:
         assert seen is not None
         assert len(seen) == len(set(seen)) == 600
     await audit(store)
+
+
+# --- many shards ------------------------------------------------------------------------------------------------------
+
+
+async def fill(store: Store, counts: list[int], *, quiet_every: int = 10**9) -> list[tuple[Position, int]]:
+    """Writes so many events into each shard, of moments that overlap; their places in order. Few are of agent quiet."""
+    session = (await store.sessions.create(a_run("t1", "busy"))).session
+    places: list[tuple[Position, int]] = []
+    for shard, count in zip(store.scripts.shards, counts, strict=True):
+        await store.scripts.command("DEL", shard.events, shard=shard)
+        moments = sorted(random.Random(shard.number).sample(range(1, 3 * max(counts)), count))
+        for number, moment in enumerate(moments):
+            agent = "quiet" if number % quiet_every == 0 else "busy"
+            told = ("type", "session.created", "at", 1, "reason", "", "id", session["id"])
+            words = (*told, "agent", agent, "trigger", "t", "started", 1, "due", 2, "ttl", 1)
+            await store.scripts.command("XADD", shard.events, f"{moment}-0", *words, shard=shard)
+            places.append(((moment, 0), shard.number))
+    return sorted(places)
+
+
+def small(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """So that a few events take many steps."""
+    for name, size in ({"SCAN": 8, "LEAST": 2, "AT_HAND": 32, "LOOKED_BACK": 40} | sizes).items():
+        monkeypatch.setattr(f"tracker.store.feed.{name}", size)
+
+
+class Watched:
+    """``rows`` that reads of the feed gave, and the ``most`` that one server had under way at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+        self.rows = 0
+        self.most = 0
+        self._under_way: Counter[Server] = Counter()
+        self._scripts = store.scripts
+        self._command = store.scripts.command
+        monkeypatch.setattr(store.scripts, "command", self._watch)
+
+    async def _watch(self, *words: str | bytes | int, shard: Shard) -> Any:
+        server = await self._scripts.servers.holder(shard)
+        self._under_way[server] += 1
+        self.most = max(self.most, self._under_way[server])
+        try:
+            rows = await self._command(*words, shard=shard)
+        finally:
+            self._under_way[server] -= 1
+        self.rows += len(rows) if isinstance(rows, list) else 0
+        return rows
+
+
+SKEWS = pytest.mark.parametrize(
+    ("shards", "counts"),
+    [(4, [50, 50, 50, 50]), (4, [0, 200, 3, 0]), (5, [1, 90, 2, 100, 0])],
+    ids=["even", "one", "two"],
+)
+
+
+@SKEWS
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+async def test_however_many_steps_it_takes_events_come_once_and_in_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch, counts: list[int], limit: int
+) -> None:
+    places = await fill(store, counts, quiet_every=9)
+    small(monkeypatch)
+    positions = [OLDEST] * len(counts)
+    ids = []
+    for position, shard in places:
+        positions[shard] = position
+        ids.append(written(positions))
+    assert [event["id"] for event in await read(store, limit=limit)] == ids
+    everything = await read(store)
+    quiet = [event for event in everything if event["session"]["agentId"] == "quiet"]
+    assert await read(store, limit=limit, agentId="quiet") == quiet
+    middle = everything[len(ids) // 2]
+    assert await read(store, middle["id"], limit=limit) == everything[len(ids) // 2 + 1 :]
+
+
+@SKEWS
+async def test_a_filter_that_nothing_fits_reads_each_event_about_once_however_many_shards_there_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch, counts: list[int]
+) -> None:
+    await fill(store, counts)
+    small(monkeypatch)
+    watched = Watched(monkeypatch, store)
+    assert (await store.feed.page(some_events(agentId="nobody")))["events"] == []
+    # Each step but a shard's first also reads the entry that it goes on behind.
+    assert sum(counts) <= watched.rows <= 2 * sum(counts)
+
+
+@pytest.mark.parametrize("shards", [16])
+async def test_a_page_reads_little_more_than_it_tells_however_many_shards_there_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(store, [40] * 16)
+    watched = Watched(monkeypatch, store)
+    assert len((await store.feed.page(some_events(limit=100)))["events"]) == 100
+    assert watched.rows <= 400
+
+
+@SKEWS
+async def test_looking_back_ends_after_so_many_events_of_all_shards(
+    store: Store, monkeypatch: pytest.MonkeyPatch, counts: list[int]
+) -> None:
+    await fill(store, counts)
+    small(monkeypatch)
+    watched = Watched(monkeypatch, store)
+    page = await store.feed.page(some_events(last=3, agentId="nobody"))
+    assert page["events"] == []
+    assert watched.rows <= 3 * 40
+    monkeypatch.undo()
+    assert await read(store, page["next"]) == []
+
+
+@pytest.mark.parametrize("shards", [32])
+async def test_of_a_server_s_connections_reading_takes_a_few_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are for pulses and sweeps: a pod that cannot pulse would take it for an outage."""
+    await fill(store, [3] * 32)
+    watched = Watched(monkeypatch, store)
+    queries = [some_events(), some_events(agentId="nobody"), some_events(last=5), some_events(last=5, agentId="nobody")]
+    await together([*map(store.feed.page, queries), store.feed.present(), store.feed.present()])
+    assert 1 < watched.most <= TURNS
+
+
+@pytest.mark.settings(store_timeout_seconds=0.2)
+async def test_waiting_for_ones_turn_to_read_counts_towards_the_deadline(store: Store) -> None:
+    await store.sessions.create(a_run())
+    server = await store.scripts.servers.holder(store.scripts.shards[0])
+    for _ in range(TURNS):
+        await server.turns.acquire()
+    with pytest.raises(StoreUnavailable):
+        await store.feed.page(some_events(agentId="nobody"))
+    for _ in range(TURNS):
+        server.turns.release()
+    assert len((await store.feed.page(some_events()))["events"]) == 1
+
+
+@pytest.mark.parametrize("shards", [4])
+async def test_a_position_that_is_lost_between_two_steps_loses_nothing_of_the_other_shards(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = await fill(store, [50, 50, 50, 50])
+    small(monkeypatch, SCAN=64)
+    positions = [OLDEST] * 4
+    await store.feed.scan(positions, some_events(), 20)
+    before = list(positions)
+    step = store.feed.read
+
+    async def trimmed(*arguments: Any) -> list[list[Change] | None]:
+        batches = await step(*arguments)
+        shard = store.scripts.shards[2]
+        await store.scripts.command("XTRIM", shard.events, "MAXLEN", 1, shard=shard)
+        return batches
+
+    monkeypatch.setattr(store.feed, "read", trimmed)
+    with pytest.raises(PositionLost) as lost:
+        await store.feed.scan(positions, some_events(), 100)
+    monkeypatch.undo()
+    assert positions == before
+    assert lost.value.onward == written([*before[:2], OLDEST, before[3]])
+    rest = [place for place in places[20:] if place[1] != 2] + [place for place in places if place[1] == 2][-1:]
+    assert len(await read(store, lost.value.onward)) == len(rest)
 
 
 # --- positions --------------------------------------------------------------------------------------------------------

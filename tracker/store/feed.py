@@ -8,20 +8,25 @@ oldest entry that the shard holds, and ``0-1``, from the first one of a shard th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from pydantic_core import to_json
 
 from tracker.errors import Invalid, PositionLost
 from tracker.models import EVENTS_DEFAULT_LIMIT, EndReason, Event, EventPage, EventType, ListEvents
 from tracker.store.keys import Shard
-from tracker.store.scripts import Scripts, together
+from tracker.store.scripts import Argument, Scripts, together
 from tracker.store.snapshot import decode, timestamp
 
-__all__ = ["Change", "Feed", "Found", "Position", "event_of", "written"]
+__all__ = ["Change", "Feed", "Found", "Position", "Walk", "event_of", "written"]
+
+T = TypeVar("T")
 
 Position = tuple[int, int]
 """A place in one shard's stream: milliseconds and sequence."""
@@ -29,9 +34,13 @@ Position = tuple[int, int]
 OLDEST: Position = (0, 0)
 EMPTY: Position = (0, 1)
 SCAN = 1000
-"""Entries read at once when a filter may pass over many."""
+"""Entries looked through at once when a filter may pass over many, and read at once from one shard at most."""
+LEAST = 8
+"""Entries read at once from one shard at least, for a call costs as much as a few of them."""
+AT_HAND = 8000
+"""Entries that a walk of all the feed, or of what is new in it, holds at once: some 16 MB."""
 LOOKED_BACK = 16_000
-"""Entries looked through from the newest back, for those that match."""
+"""Entries looked through from the newest back, for those that match: of all shards together."""
 _PART = "[0-9]{1,20}-[0-9]{1,20}"
 _POSITION = re.compile(rf"{_PART}(\.{_PART})*", re.ASCII)
 _GREATEST = 2**64
@@ -70,7 +79,7 @@ class Found(NamedTuple):
 
 
 class Feed:
-    """Reads the feed of all shards. Each call to the store has its deadline, and raises StoreUnavailable behind it."""
+    """Reads the feed of all shards. Each step has its deadline, and raises StoreUnavailable behind it."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -84,11 +93,14 @@ class Feed:
             return await self._last(query, query.last)
         limit = query.limit or EVENTS_DEFAULT_LIMIT
         positions = self.parse(query.after)
+        walk = self.walk(positions, AT_HAND if query.filtered else 2 * limit)
         events: list[Event] = []
         complete = False
-        while not complete and len(events) < limit:
-            found, complete = await self.scan(positions, query, limit - len(events))
-            events += (change.event(event_id) for event_id, change in found)
+        # Looking through many for few may well take longer.
+        async with nullcontext() if query.filtered else self._scripts.one_deadline():
+            while not complete and len(events) < limit:
+                found, complete = await _look(walk, positions, query, limit - len(events))
+                events += (change.event(event_id) for event_id, change in found)
         return {"events": events, "next": written(positions)}
 
     async def scan(self, positions: list[Position], query: ListEvents, limit: int) -> tuple[list[Found], bool]:
@@ -96,37 +108,19 @@ class Feed:
 
         Raises PositionLost, and then they stay.
         """
-        reach = SCAN if query.agent_id or query.type else limit
-        changes = await self.read(positions, reach)
-        found: list[Found] = []
-        for change in changes:
-            positions[change.shard] = change.position
-            if change.fits(query):
-                found.append(Found(written(positions), change))
-                if len(found) == limit:
-                    return found, False
-        complete = len(changes) < reach
-        if complete:
-            positions[:] = [EMPTY if position == OLDEST else position for position in positions]
-        return found, complete
+        return await _look(self.walk(positions, 2 * _reach(query, limit)), positions, query, limit)
 
-    async def read(
-        self, positions: Sequence[Position], limit: int, shards: Sequence[int] | None = None
-    ) -> list[Change]:
-        """The next changes of all shards, or of some, in order; ``limit`` at most. Raises PositionLost."""
-        chosen = range(len(positions)) if shards is None else shards
-        batches = await together(self._read_shard(shard, positions[shard], limit) for shard in chosen)
-        if None in batches:
-            lost = {shard for shard, batch in zip(chosen, batches, strict=True) if batch is None}
-            onward = [OLDEST if shard in lost else position for shard, position in enumerate(positions)]
-            raise PositionLost(
-                "The feed no longer holds this position: list the sessions anew, then go on from 0", written(onward)
-            )
-        return sorted((change for batch in batches if batch for change in batch), key=_order)[:limit]
+    def walk(self, positions: Sequence[Position], at_hand: int = AT_HAND, shards: Sequence[int] | None = None) -> Walk:
+        """Reads on behind the positions, in all shards or in some; holds about ``at_hand`` changes at most."""
+        return Walk(self, positions, range(len(positions)) if shards is None else shards, at_hand)
+
+    async def read(self, positions: Mapping[int, Position], limit: int) -> list[list[Change] | None]:
+        """The next changes of each of those shards, ``limit`` of each at most; None where some of them are gone."""
+        return await self._together(self._read_shard(shard, position, limit) for shard, position in positions.items())
 
     async def present(self) -> list[Position]:
         """The positions behind all that there is now."""
-        return await together(self._end(shard) for shard in self._scripts.shards)
+        return await self._together(self._end(shard) for shard in self._scripts.shards)
 
     def parse(self, after: str | None, field: str = "after") -> list[Position]:
         """The positions that an event id stands for. Raises Invalid, which blames the field."""
@@ -140,10 +134,12 @@ class Feed:
         return positions + [EMPTY] * (shards - len(positions))
 
     async def _last(self, query: ListEvents, count: int) -> EventPage:
-        """The last ``count`` events that match, of the last LOOKED_BACK of each shard."""
-        reach = SCAN if query.agent_id or query.type else count
+        """The last ``count`` events that match, of the last LOOKED_BACK or so."""
+        shards = range(len(self._scripts.shards))
+        reach = max(LEAST, min(2, len(shards)) * _reach(query, count) // len(shards))
+        farthest = max(LEAST, LOOKED_BACK // len(shards), 0 if query.filtered else count)
         while True:
-            windows = await together(self._read_back(shard, reach + 1) for shard in range(len(self._scripts.shards)))
+            windows = await self._together(self._read_back(shard, reach + 1) for shard in shards)
             whole = [len(window) <= reach for window in windows]
             # Up to there some shard may hold more than its window shows: what is newer is known of all.
             floor = max(
@@ -162,14 +158,14 @@ class Feed:
                     positions[change.shard] = change.position
                     if change.fits(query):
                         events.append(change.event(written(positions)))
-            if len(events) >= count or all(whole) or reach >= LOOKED_BACK:
+            if len(events) >= count or all(whole) or reach >= farthest:
                 return {"events": events[-count:], "next": written(positions)}
-            reach *= 4
+            reach = min(4 * reach, farthest)
 
     async def _read_back(self, number: int, limit: int) -> list[Change]:
         """The newest changes of a shard, oldest first."""
         shard = self._scripts.shards[number]
-        rows: list[Any] = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", limit, shard=shard)
+        rows: list[Any] = await self._ask(shard, "XREVRANGE", shard.events, "+", "-", "COUNT", limit)
         return [Change(number, _position(entry_id), fields) for entry_id, fields in reversed(rows)]
 
     async def _read_shard(self, number: int, position: Position, limit: int) -> list[Change] | None:
@@ -181,9 +177,7 @@ class Feed:
         shard = self._scripts.shards[number]
         held = position not in (OLDEST, EMPTY)
         start = _written(position) if held else "-"
-        rows: list[Any] = await self._scripts.command(
-            "XRANGE", shard.events, start, "+", "COUNT", limit + held, shard=shard
-        )
+        rows: list[Any] = await self._ask(shard, "XRANGE", shard.events, start, "+", "COUNT", limit + held)
         changes = [Change(number, _position(entry_id), fields) for entry_id, fields in rows]
         if held:
             return changes[1:] if changes and changes[0].position == position else None
@@ -193,12 +187,109 @@ class Feed:
 
     async def _was_trimmed(self, shard: Shard) -> bool:
         """Whether it may have been."""
-        length: int = await self._scripts.command("XLEN", shard.events, shard=shard)
+        length: int = await self._ask(shard, "XLEN", shard.events)
         return length >= self._scripts.feed_length
 
     async def _end(self, shard: Shard) -> Position:
-        rows: list[Any] = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
+        rows: list[Any] = await self._ask(shard, "XREVRANGE", shard.events, "+", "-", "COUNT", 1)
         return _position(rows[0][0]) if rows else EMPTY
+
+    async def _together(self, reads: Iterable[Awaitable[T]]) -> list[T]:
+        """What all of them give; the wait for their turns counts towards the deadline."""
+        async with self._scripts.one_deadline():
+            return await together(reads)
+
+    async def _ask(self, shard: Shard, *words: Argument) -> Any:
+        # In turns of the server, so that one that hangs keeps nobody from the others.
+        server = await self._scripts.servers.holder(shard)
+        async with server.turns:
+            return await self._scripts.command(*words, shard=shard)
+
+
+class Walk:
+    """Takes the changes behind positions in order: by position, then by shard. Reads each of them once.
+
+    What comes next is certain up to the horizon: the least place up to which a shard was read that may hold more. What
+    was read beyond stays at hand for the next step, so that a shard with many changes costs nothing in the others.
+    """
+
+    def __init__(self, feed: Feed, positions: Sequence[Position], shards: Sequence[int], at_hand: int) -> None:
+        self._feed = feed
+        self._begin = tuple(positions)
+        self._read_until = {shard: positions[shard] for shard in shards}
+        """How far the shards were read that may hold more."""
+        self._ahead: list[Change] = []
+        self._at_hand = at_hand
+        self._share = _bounded(at_hand // (2 * len(shards)))
+
+    async def take(self, limit: int) -> list[Change]:
+        """The next changes, ``limit`` at most; fewer where there are no more by now.
+
+        Raises PositionLost, with where to go on from the walk's beginning.
+        """
+        taken: list[Change] = []
+        while True:
+            count = min(self._certain(), limit - len(taken))
+            taken += self._ahead[:count]
+            del self._ahead[:count]
+            if len(taken) == limit or not self._read_until:
+                return taken
+            await self._fill()
+
+    def _certain(self) -> int:
+        """How many of those ahead nothing can come before that is not read yet."""
+        if not self._read_until:
+            return len(self._ahead)
+        horizon = min((position, shard) for shard, position in self._read_until.items())
+        return bisect_right(self._ahead, horizon, key=_order)
+
+    async def _fill(self) -> None:
+        """Reads on where little is left, which is at least where the horizon is."""
+        left = Counter(change.shard for change in self._ahead)
+        # Also where it is nearly so: shards that fill alike are read side by side, not one after the other.
+        low = {shard: position for shard, position in self._read_until.items() if left[shard] <= self._share // 2}
+        # Never all the room there is: which shard will need it next is not known.
+        size = _bounded((self._at_hand - len(self._ahead)) // (2 * len(low)))
+        batches = dict(zip(low, await self._feed.read(low, size), strict=True))
+        lost = {shard for shard, batch in batches.items() if batch is None}
+        if lost:
+            onward = [OLDEST if shard in lost else position for shard, position in enumerate(self._begin)]
+            raise PositionLost(
+                "The feed no longer holds this position: list the sessions anew, then go on from 0", written(onward)
+            )
+        for shard, batch in batches.items():
+            if batch:
+                self._ahead += batch
+                self._read_until[shard] = batch[-1].position
+            if not batch or len(batch) < size:
+                del self._read_until[shard]
+        self._ahead.sort(key=_order)
+
+
+async def _look(walk: Walk, positions: list[Position], query: ListEvents, limit: int) -> tuple[list[Found], bool]:
+    """What fits of the next changes of a walk, and whether that was its end; the positions move on with it."""
+    reach = _reach(query, limit)
+    changes = await walk.take(reach)
+    found: list[Found] = []
+    for change in changes:
+        positions[change.shard] = change.position
+        if change.fits(query):
+            found.append(Found(written(positions), change))
+            if len(found) == limit:
+                return found, False
+    complete = len(changes) < reach
+    if complete:
+        positions[:] = [EMPTY if position == OLDEST else position for position in positions]
+    return found, complete
+
+
+def _reach(query: ListEvents, limit: int) -> int:
+    """How many changes to look through for so many that fit."""
+    return SCAN if query.filtered else limit
+
+
+def _bounded(count: int) -> int:
+    return min(max(count, LEAST), SCAN)
 
 
 def event_of(event_id: str, fields: Mapping[bytes, bytes]) -> Event:

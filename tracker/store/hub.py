@@ -27,7 +27,9 @@ __all__ = ["Hub", "Reader"]
 logger = logging.getLogger(__name__)
 
 BATCH = 100
-"""Entries read and handed out at once. Then readers have their turn: less than a queue, or all would overflow."""
+"""Entries handed out at once. Then readers have their turn: less than a queue, or all would overflow."""
+BATCHES = 100
+"""Handed out in a row. Then the bell is asked again: the other shards may have news as well."""
 QUEUE = 256
 """Changes that wait for one reader. They are shared, not copied."""
 RETRY_SECONDS = 0.5
@@ -147,10 +149,13 @@ class Hub:
             self._set_heads(await self.feed.present())
             return
         shards = await bell.ring(self._heads)
-        while shards and self._heads is not None:
-            changes = await self.feed.read(self._heads, BATCH, shards)
+        if not shards or self._heads is None:
+            return
+        walk = self.feed.walk(self._heads, shards=shards)
+        for _ in range(BATCHES):
+            changes = await walk.take(BATCH)
             self._hand_out(changes)
-            if len(changes) < BATCH:
+            if len(changes) < BATCH or not self._is_current():
                 return
             await asyncio.sleep(0)  # the readers' turn
 

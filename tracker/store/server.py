@@ -22,12 +22,14 @@ LEAVE_SECONDS = 1.0
 """Least time between two times that a read-only server is left: connecting again and again would use up the ports."""
 LANES = 4
 """Batches under way at once. Shards take turns batch by batch: with much to end in one, the others are swept too."""
+TURNS = 8
+"""Reads of the feed under way at once, however many ask: enough to keep a server busy, and few of the connections."""
 
 
 class Server:
     """``hot`` carries what is coalesced, ``bulk`` what listings read, so that heartbeats never queue behind a chunk of
     one. Everything else takes a connection of the pool. ``lanes`` are for the sweeper's batches; its pulses have lanes
-    of their own, so that no batch keeps them until they are too old.
+    of their own, so that no batch keeps them until they are too old. ``turns``: the same for reads of the feed.
     """
 
     def __init__(self, client: Redis, name: str = "", *, embedded: bool = False) -> None:
@@ -35,6 +37,7 @@ class Server:
         self.name = name
         self.lanes = Lanes(LANES)
         self.pulses = Lanes(LANES)
+        self.turns = asyncio.Semaphore(TURNS)
         self._pool = cast("BlockingConnectionPool", client.connection_pool)
         self.hot = Pipe(self._pool)
         self.bulk = Pipe(self._pool)
