@@ -503,6 +503,31 @@ async def test_a_thousand_resets_at_every_stage_leak_nothing(served: Served) -> 
     await until(served.left)
 
 
+async def test_a_page_that_takes_long_is_given_up_when_its_client_leaves(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one who asks for what nothing fits, and leaves, would keep the pod reading for nobody."""
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def read(*_: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    monkeypatch.setattr(served.store.feed, "read", read)
+    host, port = served.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request(served.url, {"agentId": "nobody"}, {"Accept": "*/*"}))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await begun.wait()
+        abort(writer)
+        await given_up.wait()
+    monkeypatch.undo()
+    assert (await served.get("/events")).json()["events"] == []
+
+
 async def test_a_reader_that_is_cancelled_gives_its_place_back(served: Served) -> None:
     """As uvicorn does when a stop takes too long."""
     async with served.stream() as stream:

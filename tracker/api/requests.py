@@ -1,13 +1,20 @@
-"""What a handler takes from a request: the body, the query string, a header; checked, or refused as Invalid."""
+"""What a handler takes from a request: the body, the query string, a header; checked, or refused as Invalid.
+
+And whether there is still somebody who waits for the answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from tracker.api.drain import Drain
 from tracker.api.metrics import Metrics
@@ -20,12 +27,14 @@ __all__ = [
     "BodyTooLarge",
     "State",
     "drain_of",
+    "gone",
     "idempotency_key",
     "last_event_id",
     "metrics_of",
     "read_body",
     "read_query",
     "store_of",
+    "while_there",
 ]
 
 DETAILS = 20
@@ -101,6 +110,34 @@ def idempotency_key(request: Request) -> str | None:
 def last_event_id(request: Request) -> str | None:
     """The Last-Event-ID header, if there is one that is not empty. Raises Invalid for a repeated one."""
     return _header(request, LAST_EVENT_ID, Resumption).last_event_id or None
+
+
+async def gone(receive: Receive) -> None:
+    """Waits until the client has left; for a request without a body that is still to be read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def while_there(receive: Receive) -> AsyncIterator[None]:
+    """Cuts short what is inside when the client leaves, and raises ClientDisconnect: work that may take long."""
+
+    async def watch() -> None:
+        await gone(receive)
+        presence.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as presence:
+            watching = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+    except TimeoutError:
+        if presence.expired():
+            raise ClientDisconnect from None
+        raise
 
 
 def _header(request: Request, name: str, model: type[Model]) -> Model:

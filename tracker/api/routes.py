@@ -16,7 +16,16 @@ from tracker.api.accept import negotiate
 from tracker.api.metrics import CONTENT_TYPE, Exposition
 from tracker.api.openapi import describe
 from tracker.api.operations import Operations
-from tracker.api.requests import drain_of, idempotency_key, last_event_id, metrics_of, read_body, read_query, store_of
+from tracker.api.requests import (
+    drain_of,
+    idempotency_key,
+    last_event_id,
+    metrics_of,
+    read_body,
+    read_query,
+    store_of,
+    while_there,
+)
 from tracker.api.responses import NotFound, answer, page_of_sessions, stream_sessions
 from tracker.api.routing import NoSuchPath
 from tracker.api.sse import EVENT_STREAM, EventStream, WaitingPage
@@ -139,7 +148,8 @@ async def list_events(request: Request) -> ASGIApp:
         after, field = (resume, "Last-Event-ID") if resume else (query.after or None, "after")
         return EventStream(store.hub, query, after, field)
     store.feed.parse(resume, "Last-Event-ID")
-    page = await store.feed.page(query if query.after else query.model_copy(update={"after": resume}))
+    async with while_there(request.receive):
+        page = await store.feed.page(query if query.after else query.model_copy(update={"after": resume}))
     if page["events"] or not query.wait:
         return answer(page)
     return WaitingPage(store.hub, query, page["next"])

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from tracker.api.requests import gone
 from tracker.api.responses import answer
 from tracker.errors import PositionLost, StoreError
 from tracker.models import EVENTS_DEFAULT_LIMIT, EventPage, ListEvents
@@ -101,8 +102,7 @@ async def _until_gone(reader: Reader, receive: Receive) -> AsyncIterator[None]:
     """Ends the reader when the client leaves meanwhile."""
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await gone(receive)
         reader.end()
 
     watching = asyncio.create_task(watch())
