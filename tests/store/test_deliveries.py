@@ -192,3 +192,22 @@ async def test_a_key_of_the_wrong_type_is_an_error_and_loses_nothing(store: Stor
     if name == "events":
         await store.scripts.command("RENAME", kept, key)
     assert tasks(await taken(deliveries)) == ["t1"]
+
+
+@pytest.mark.parametrize("shards", [3])
+async def test_a_shard_at_fault_keeps_nothing_from_us_of_what_others_gave(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliveries = await attend(store)
+    await end(store, *(f"t{number}" for number in range(30)))
+    at_fault = store.scripts.shards[1]
+    await store.scripts.command("SET", at_fault.prefix + "hooks", "x", shard=at_fault)
+    found = await taken(deliveries)
+    assert {delivery.shard for delivery in found} == {0, 2}
+    assert {delivery.attempt for delivery in found} == {1}
+    assert await taken(deliveries) == []
+    await store.scripts.command("DEL", at_fault.prefix + "hooks", shard=at_fault)
+    found += await taken(deliveries)
+    assert len(tasks(found)) == len(set(tasks(found))) == 30
+    faults = [record for record in caplog.records if record.name == "tracker.store.deliveries"]
+    assert ["shard 1" in record.getMessage() for record in faults] == [True], "told once"

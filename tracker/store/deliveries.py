@@ -7,6 +7,7 @@ told at least once, as long as the feed still held it when its turn came.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from tracker.store.keys import Shard
 from tracker.store.scripts import Scripts, together
 
 __all__ = ["Deliveries", "Delivery", "Outcome"]
+
+logger = logging.getLogger(__name__)
 
 WAITING = 100_000
 """Events that wait in a shard at most; further ones stay in the feed, which keeps a bounded number."""
@@ -58,21 +61,31 @@ class Deliveries:
         self._types = tuple(types)
         self._lease_ms = round(lease_seconds * 1000)
         self._begun: set[Shard] = set()
+        self._faulty: set[Shard] = set()
 
     async def take(self, most: int) -> tuple[list[Delivery], bool]:
         """Some that are due, ``most`` of them per shard, and whether there is more to look at.
 
-        What happened before the very first call is not told. Shards that cannot be reached are left out, as long as
-        others can: what is taken of those is ours already.
+        What happened before the very first call is not told. Shards that cannot be reached, or are at fault, are left
+        out as long as others are not: what is taken of those is ours already. A fault is logged once.
         """
         results = await asyncio.gather(
             *(self._take(shard, most) for shard in self._scripts.shards), return_exceptions=True
         )
-        taken = [result for result in results if not isinstance(result, BaseException)]
-        for result in results:
-            if isinstance(result, BaseException) and not (taken and isinstance(result, StoreUnavailable)):
-                raise result
-        return [delivery for deliveries, _ in taken for delivery in deliveries], any(more for _, more in taken)
+        deliveries: list[Delivery] = []
+        more = False
+        errors: list[BaseException] = []
+        for shard, result in zip(self._scripts.shards, results, strict=True):
+            if isinstance(result, BaseException):
+                errors.append(result)
+                self._note(shard, result)
+            else:
+                deliveries += result[0]
+                more = more or result[1]
+                self._faulty.discard(shard)
+        if len(errors) == len(results):
+            raise errors[0]
+        return deliveries, more
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Notes what came of them."""
@@ -90,6 +103,14 @@ class Deliveries:
         self._begun.add(shard)
         taken = [Delivery(shard.number, row[0].decode(), int(row[1]), row[2:]) for row in rows]
         return taken, state == b"more"
+
+    def _note(self, shard: Shard, error: BaseException) -> None:
+        """One line when a shard begins to be at fault; one that is away is told of by the sweeper."""
+        if isinstance(error, StoreUnavailable):
+            return
+        if shard not in self._faulty:
+            logger.error("webhooks: cannot take the events of shard %d: %s", shard.number, error)
+        self._faulty.add(shard)
 
     async def _settle(self, shard: Shard, outcomes: Sequence[Outcome]) -> None:
         arguments: list[str | int] = []
