@@ -161,6 +161,41 @@ async def test_settling_twice_does_no_harm(store: Store) -> None:
     assert not [name for name in raw if name.startswith(("hook", "parked"))]
 
 
+async def test_what_is_being_tried_is_kept_for_as_long_as_that_takes(store: Store) -> None:
+    """As with a receiver so slow that its last attempt comes after more than a day."""
+    deliveries = await attend(store)
+    await end(store, "t1")
+    for attempt in range(1, 6):
+        (delivery,) = await taken(deliveries)
+        assert (tasks([delivery]), delivery.attempt) == (["t1"], attempt)
+        await deliveries.settle([Outcome(delivery, "later", 3600)])
+        await advance(store, 86_400)
+
+
+@SHARDS
+@pytest.mark.parametrize("days", [0, 3])
+async def test_one_whose_copy_is_gone_is_counted_and_logged(
+    store: Store, caplog: pytest.LogCaptureFixture, days: int
+) -> None:
+    """Also when it went because for some days nobody was there to tell."""
+    deliveries = await attend(store)
+    await end(store, *(f"t{number}" for number in range(12)))
+    found = await taken(deliveries)
+    assert len(found) == 12
+    await deliveries.settle([Outcome(delivery, "later", LEASE) for delivery in found])
+    for delivery in found[: 0 if days else 5]:
+        shard = store.scripts.shards[delivery.shard]
+        await store.scripts.command("DEL", f"{shard.prefix}hook:{delivery.id}", shard=shard)
+    gone = 12 if days else 5
+    await advance(store, LEASE + 1 + days * 86_400)
+    assert len(await taken(deliveries)) == 12 - gone
+    counted = [int(raw["counters"].content.get(b"parked", 0)) for raw in await read_raw(store)]
+    assert sum(counted) == gone
+    logged = [record.getMessage() for record in caplog.records if record.name == "tracker.store.deliveries"]
+    assert sum(int(line.split()[1]) for line in logged) == gone
+    assert await taken(deliveries) == []
+
+
 async def test_the_copy_outlives_the_feed(store: Store, settings: Settings) -> None:
     deliveries = await attend(store)
     await end(store, "t1")

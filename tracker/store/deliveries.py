@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 WAITING = 100_000
 """Events that wait in a shard at most; further ones stay in the feed, which keeps a bounded number."""
 KEPT_MS = 2 * 86_400_000
-"""How long the copy of an event is kept at most: longer than anybody tries."""
+"""How long the copy of an event is kept after it was taken last: longer than anybody waits to try again."""
 PARKED_MS = 7 * 86_400_000
 """How long one that was given up is kept for people to look at."""
 
@@ -97,10 +97,16 @@ class Deliveries:
     async def _take(self, shard: Shard, most: int) -> tuple[list[Delivery], bool]:
         # A group that is missing later on went with the store's content: all that it holds then is new.
         start = "0" if shard in self._begun else "$"
-        state, *rows = await self._scripts.run(
+        state, gone, *rows = await self._scripts.run(
             "take", shard, most, self._lease_ms, WAITING, KEPT_MS, start, *self._types
         )
         self._begun.add(shard)
+        if gone:
+            logger.error(
+                "webhooks: %d events of shard %d were given up untold: nobody tried in time, or the store dropped them",
+                gone,
+                shard.number,
+            )
         taken = [Delivery(shard.number, row[0].decode(), int(row[1]), row[2:]) for row in rows]
         return taken, state == b"more"
 

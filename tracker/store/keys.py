@@ -17,7 +17,8 @@ events             stream      the change feed: type, at (ms), reason, id, then 
 idem:<key>         hash        what an Idempotency-Key made: ``fingerprint`` of the body, ``id``, the session; TTL 24 h
                                (a claim, in the key's own shard: ``fingerprint`` and ``claims``, how many count)
 hooks              sorted set  ids of events that a webhook is to be told of by when that is due (ms)
-hook:<eventId>     hash        such an event, copied from the feed, and ``attempt``; TTL 2 days, once given up 7
+hook:<eventId>     hash        such an event, copied from the feed, and ``attempt``; TTL 2 days from the last attempt
+                               on, once given up 7
 parked             sorted set  the newest 1,000 that were given up by when that was (ms)
 clock              hash        ``pulse`` (ms: when a pod was there last), ``patience`` (ms), ``swept`` (ms: the last
                                sweep); of the last outage ``held`` and ``resumed`` (ms: from, to), ``hold_end`` (ms)
