@@ -246,6 +246,20 @@ async def _created(store: Store, count: int) -> bool:
     return (await store.stats())["created"] >= count
 
 
+@SHARDS
+async def test_what_the_hub_leaves_for_its_next_turn_comes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubs, "BATCH", 3)
+    monkeypatch.setattr(hubs, "BATCHES", 2)
+    with store.hub.reader(NOTHING) as reader:
+        await reader.begin(None)
+        await listening(reader)
+        names = [f"t{number}" for number in range(100)]
+        await asyncio.gather(*(create(store, name) for name in names))
+        assert sorted(await take(reader, 100)) == sorted(names)
+        assert await nothing_more(store, reader)
+    assert store.hub.lagged == 0
+
+
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
