@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -21,7 +22,10 @@ SECONDS = 30
 
 
 @contextmanager
-def running(commands: Commands, agent: str, *command: str, url: str | None = None) -> Iterator[subprocess.Popen[str]]:
+def running(
+    commands: Commands, agent: str, *command: str, url: str | None = None, shell: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """In a session of its own, without a terminal; ``shell``: what a shell does before it becomes `tracker run`."""
     environment = {
         **os.environ,
         "TRACKER_URL": url or commands.url,
@@ -29,7 +33,8 @@ def running(commands: Commands, agent: str, *command: str, url: str | None = Non
         "TRACKER_AGENT_ID": agent,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "tracker", "run", *command],
+        ["sh", "-c", f'{shell or ":"}; exec "$@"', "sh", sys.executable, "-m", "tracker", "run", *command],
+        start_new_session=True,
         cwd=Path(__file__).parents[2],
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -93,6 +98,46 @@ def test_signals_reach_the_command_and_it_decides(commands: Commands, agent: str
         process.send_signal(number)
         assert finished(process)[:2] == (3, "caught\n")
     assert ends(commands, agent) == ["deleted"]
+
+
+@pytest.mark.parametrize("backend", ["memory"])
+def test_what_is_ignored_stays_ignored_here_and_in_the_command(commands: Commands, agent: str) -> None:
+    """As under nohup."""
+    script = "kill -HUP $PPID; kill -HUP $$; echo survived"
+    with running(commands, agent, "--", "sh", "-c", script, shell="trap '' HUP") as process:
+        assert finished(process)[:2] == (0, "survived\n")
+
+
+COUNTER = """
+import os, signal, sys, time
+os.setpgid(0, 0)  # out of the terminal's reach: what comes is what was passed on
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append("INT"))
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(len(heard)))
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("backend", ["memory"])
+def test_what_is_typed_on_the_terminal_is_not_passed_on_even_if_standard_input_is_none(
+    commands: Commands, agent: str
+) -> None:
+    keyboard, terminal = pty.openpty()
+    try:
+        # The first terminal that the leader of a session opens becomes its own.
+        opens = f": <{os.ttyname(terminal)}"
+        with running(commands, agent, "--", sys.executable, "-c", COUNTER, shell=opens) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            os.write(keyboard, b"\x03")
+            assert os.read(keyboard, 100) == b"^C"  # the signal is sent before this is shown
+            process.send_signal(signal.SIGUSR1)
+            assert finished(process)[0] == 0
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
 
 
 def test_a_signal_that_comes_while_the_command_starts_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:

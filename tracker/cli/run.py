@@ -105,7 +105,7 @@ def _say(text: str) -> None:
 def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
     """Starts a command, and passes on to it what is sent to us; before that a signal ends us in order.
 
-    What is typed on a terminal reaches the command by itself.
+    What is typed on a terminal reaches the command by itself. What is ignored stays so, for the command as well.
     """
     process: subprocess.Popen[bytes] | None = None
     waiting: list[int] | None = None
@@ -127,7 +127,8 @@ def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]
         else:
             raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    heeded = [number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heeded}
     try:
         yield start
     finally:
@@ -137,6 +138,13 @@ def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]
 
 def _in_foreground() -> bool:
     try:
-        return os.tcgetpgrp(0) == os.getpgrp()
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:
         return False
+    """Whether what is typed on our terminal reaches us, and so the command; standard input may be another file."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
