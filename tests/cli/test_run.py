@@ -31,6 +31,7 @@ def running(
         "TRACKER_URL": url or commands.url,
         "TRACKER_API_KEY": commands.key,
         "TRACKER_AGENT_ID": agent,
+        "PYTHONUNBUFFERED": "",  # as where it is used
     }
     process = subprocess.Popen(
         ["sh", "-c", f'{shell or ":"}; exec "$@"', "sh", sys.executable, "-m", "tracker", "run", *command],
@@ -167,6 +168,16 @@ def test_a_run_that_is_asked_to_stop_gets_a_sigterm(commands: Commands, agent: s
         code, _, errors = finished(process)
     assert code == 128 + signal.SIGTERM
     assert errors == "tracker: the run is asked to stop: sending SIGTERM\n"
+
+
+def test_a_run_is_stopped_also_when_nobody_hears_of_it(commands: Commands, agent: str) -> None:
+    with running(commands, agent, "--ttl", "1.5", "--", "sleep", "60") as process:
+        session = until_live(commands, agent)
+        assert process.stderr is not None
+        process.stderr.close()
+        commands("stop", session["id"])
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert ends(commands, agent) == ["deleted"]
 
 
 @pytest.mark.parametrize("backend", ["memory"])

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tracker.cli.printing import printable
+from tracker.cli.printing import say
 from tracker.client import AsyncTrackerClient, Retries, TrackerClient
 from tracker.client.endpoint import DEFAULT_URL
 from tracker.client.errors import (
@@ -59,7 +59,7 @@ def key() -> str | None:
 
 def give_up(problem: str, status: int) -> NoReturn:
     """Says in one line why the command ends here."""
-    typer.echo(f"tracker: {printable(problem)}", err=True)
+    say(problem)
     raise typer.Exit(status)
 
 

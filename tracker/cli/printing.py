@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -26,6 +27,7 @@ __all__ = [
     "milliseconds",
     "print_lines",
     "printable",
+    "say",
     "sheet",
     "watched",
     "word_of",
@@ -64,6 +66,14 @@ def asked() -> bool:
 def printable(text: str | None) -> str:
     """A text that a terminal shows as it is; nothing for None."""
     return "" if text is None else text.translate(ESCAPES)
+
+
+def say(text: str) -> None:
+    """A line on standard error. Where nobody reads that any more, it is lost, and nothing else changes."""
+    try:
+        typer.echo(f"tracker: {printable(text)}", err=True)
+    except OSError:
+        sys.stderr = None  # the line waits in it to fail once more when Python exits, which would change the status
 
 
 def print_lines(rows: Iterable[Sequence[str | None]]) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import typer
 
 from tracker.cli.calling import Url, failing, give_up, key
-from tracker.cli.printing import printable
+from tracker.cli.printing import say
 from tracker.client import Run, TrackerClient
 
 __all__ = ["passing_signals", "run"]
@@ -89,21 +89,17 @@ def _wait(process: subprocess.Popen[bytes], tracked: Run, stop: bool) -> int:
             pass
         if tracked.stop_requested and not asked:
             asked = True
-            _say("the run is asked to stop" + (": sending SIGTERM" if stop else ""))
             if stop:
                 process.send_signal(signal.SIGTERM)
         if tracked.lost and not lost:
             lost = True
-            _say(f"the session is lost ({tracked.lost.reason}); the command goes on untracked")
-
-
-def _say(text: str) -> None:
-    typer.echo(f"tracker: {printable(text)}", err=True)
+            say(f"the session is lost ({tracked.lost.reason}); the command goes on untracked")
 
 
 @contextmanager
 def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
     """Starts a command, and passes on to it what is sent to us; before that a signal ends us in order.
+            say("the run is asked to stop" + (": sending SIGTERM" if stop else ""))
 
     What is typed on a terminal reaches the command by itself. What is ignored stays so, for the command as well.
     """
