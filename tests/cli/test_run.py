@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pty
+import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +180,29 @@ def test_a_run_is_stopped_also_when_nobody_hears_of_it(commands: Commands, agent
         commands("stop", session["id"])
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
     assert ends(commands, agent) == ["deleted"]
+
+
+@pytest.mark.parametrize("backend", ["memory"])
+def test_somebody_without_a_name_goes_by_the_number(
+    commands: Commands, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> pwd.struct_passwd:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME", "TRACKER_AGENT_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    assert commands("run", "--task", agent, "--", "true").exit_code == 0
+    page = commands.client.get(BASE + "/events", params={"agentId": f"{os.getuid()}@{socket.gethostname()}"})
+    assert agent in [event["session"]["taskId"] for event in page.json()["events"]]
+
+
+@pytest.mark.parametrize("backend", ["memory"])
+def test_arguments_may_be_any_bytes(commands: Commands, agent: str) -> None:
+    with running(commands, agent, "--", "sh", "-c", "echo done", "\udcff") as process:
+        assert finished(process) == (0, "done\n", "")
+    page = commands.client.get(BASE + "/events", params={"agentId": agent})
+    assert page.json()["events"][0]["session"]["taskDescription"] == r"sh -c 'echo done' '\xff'"
 
 
 @pytest.mark.parametrize("backend", ["memory"])

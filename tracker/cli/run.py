@@ -54,16 +54,15 @@ def run(
     it; 127 not found, 126 not executable). A tracker that is away does not keep the command from running.
     """
     logging.getLogger("tracker.client").addHandler(logging.NullHandler())  # what matters of it is told below
-    about = shlex.join(command)[:DESCRIPTION_LENGTH] if description is None else description
     with (
         passing_signals() as start,
         failing(url),
         TrackerClient(url, api_key=key()) as client,
         client.track(
-            agent_id=agent or f"{getpass.getuser()}@{socket.gethostname()}",
+            agent_id=agent or f"{_user()}@{socket.gethostname()}",
             task_id=task,
             trigger_type=trigger,
-            task_description=about,
+            task_description=_line_of(command) if description is None else description,
             ttl_seconds=ttl,
             on_conflict=on_conflict,
             max_silence=None,  # whether the command hangs is not ours to tell
@@ -79,6 +78,19 @@ def run(
     raise typer.Exit(status if status >= 0 else 128 - status)
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.13
+        return str(os.getuid())
+
+
+def _line_of(command: list[str]) -> str:
+    """A command as one would type it; bytes that are no UTF-8 are shown by their number."""
+    line = shlex.join(command).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return line[:DESCRIPTION_LENGTH]
+
+
 def _wait(process: subprocess.Popen[bytes], tracked: Run, stop: bool) -> int:
     """Waits for the command's end, and tells meanwhile what becomes of its session."""
     asked = lost = False
@@ -91,6 +103,7 @@ def _wait(process: subprocess.Popen[bytes], tracked: Run, stop: bool) -> int:
             asked = True
             if stop:
                 process.send_signal(signal.SIGTERM)
+            say("the run is asked to stop" + (": sending SIGTERM" if stop else ""))
         if tracked.lost and not lost:
             lost = True
             say(f"the session is lost ({tracked.lost.reason}); the command goes on untracked")
@@ -99,7 +112,6 @@ def _wait(process: subprocess.Popen[bytes], tracked: Run, stop: bool) -> int:
 @contextmanager
 def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]]:
     """Starts a command, and passes on to it what is sent to us; before that a signal ends us in order.
-            say("the run is asked to stop" + (": sending SIGTERM" if stop else ""))
 
     What is typed on a terminal reaches the command by itself. What is ignored stays so, for the command as well.
     """
@@ -133,11 +145,11 @@ def passing_signals() -> Iterator[Callable[[list[str]], subprocess.Popen[bytes]]
 
 
 def _in_foreground() -> bool:
+    """Whether what is typed on our terminal reaches us, and so the command; standard input may be another file."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:
         return False
-    """Whether what is typed on our terminal reaches us, and so the command; standard input may be another file."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:
