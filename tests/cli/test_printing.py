@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from tests.store.wire import ODD_TEXTS
@@ -23,6 +26,13 @@ def test_what_is_hidden_is_shown_by_its_number() -> None:
 def test_a_text_never_makes_a_field_or_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     print_lines([("a\tb", "c\nd", None)])
     assert capsys.readouterr().out == "a\\tb\tc\\nd\t\n"
+
+
+def test_lines_do_not_wait_for_more_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(pipe)))
+    print_lines([("a", "b"), ("c", "d")])
+    assert pipe.getvalue() == b"a\tb\nc\td\n"
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,10 @@ def say(text: str) -> None:
 
 
 def print_lines(rows: Iterable[Sequence[str | None]]) -> None:
-    """Rows as lines of fields with tabs between them, for programs."""
+    """Rows as lines of fields with tabs between them, for programs; they are out when it returns."""
     for row in rows:
         sys.stdout.write("\t".join(map(printable, row)) + "\n")
+    sys.stdout.flush()
 
 
 def sheet(*columns: str) -> Table:
