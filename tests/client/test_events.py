@@ -69,15 +69,27 @@ def test_what_is_no_event_of_the_tracker_is_passed_over() -> None:
     assert [step.event["id"] for step in steps if step.event] == ["2-0"]
 
 
+RESET = b'id: 7-0\nevent: reset\ndata: {"id": "7-0", "error": "trimmed"}\n\n'
+
+
 def test_a_reset_says_where_to_go_on() -> None:
     with pytest.raises(PositionLost) as lost:
-        Follower("1-0", None, None).feed(b'id: 7-0\nevent: reset\ndata: {"id": "7-0", "error": "trimmed"}\n\n')
+        list(Follower("1-0", None, None).feed(RESET))
     assert (lost.value.onward, str(lost.value)) == ("7-0", "trimmed")
+
+
+def test_what_comes_before_a_reset_is_given_out_first() -> None:
+    follower = Follower("0", None, None)
+    taken = follower.taken(follower.feed(written(1) + written(2) + RESET))
+    assert [next(taken)["id"], next(taken)["id"]] == ["1-0", "2-0"]
+    with pytest.raises(PositionLost):
+        next(taken)
+    assert follower.position == "2-0"
 
 
 def test_data_that_is_no_object_is_no_answer() -> None:
     with pytest.raises(UnexpectedAnswer):
-        Follower("0", None, None).feed(b"event: session.ended\ndata: [1]\n\n")
+        list(Follower("0", None, None).feed(b"event: session.ended\ndata: [1]\n\n"))
 
 
 # --- a scripted server ------------------------------------------------------------------------------------------------
@@ -129,8 +141,7 @@ async def test_filters_are_asked_for(open_client: OpenClient) -> None:
 
 async def test_a_lost_position_is_raised(open_client: OpenClient) -> None:
     gone = b'HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n{"error": "gone"}'
-    reset = HEAD + b'id: 7-0\nevent: reset\ndata: {"id": "7-0", "error": "trimmed"}\n\n'
-    for answer, onward in ((gone, "0"), (reset, "7-0")):
+    for answer, onward in ((gone, "0"), (HEAD + RESET, "7-0")):
         async with scripted(answer) as (url, _):
             with pytest.raises(PositionLost) as lost:
                 await open_client(url).events(1, after="1-0")

@@ -147,19 +147,17 @@ class Follower:
         """Whether an answer is a stream."""
         return status == 200 and headers.get("content-type", "").startswith("text/event-stream")
 
-    def feed(self, chunk: bytes) -> list[Step]:
-        """What the next bytes of a stream bring. Raises PositionLost at a `reset`."""
+    def feed(self, chunk: bytes) -> Iterator[Step]:
+        """What the next bytes of a stream bring. Raises PositionLost at a `reset`, behind what came before it."""
         self._failures = 0
-        steps = []
         for message in self._parser.feed(chunk):
             if message.event == "reset" or (message.data is not None and message.event.startswith("session.")):
                 body = _object(message.data)
                 if message.event == "reset":
                     raise PositionLost(str(body.get("error")), onward=message.id or "0")
-                steps.append(Step(message.id, cast("Event", body)))
+                yield Step(message.id, cast("Event", body))
             elif message.id is not None:
-                steps.append(Step(message.id, None))
-        return steps
+                yield Step(message.id, None)
 
     def turn(self, answer: EventPage) -> Page:
         """What a page brings."""
