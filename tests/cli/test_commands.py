@@ -210,6 +210,14 @@ def test_a_url_that_is_none_is_wrong_use(commands: Commands) -> None:
     assert "must be one such as http://localhost:3013" in result.stderr
 
 
+@pytest.mark.parametrize("url", ["http://a..b", "http://a:99999", "http://a?"])
+def test_a_url_that_can_lead_nowhere_is_wrong_use_in_one_line(commands: Commands, url: str) -> None:
+    result = commands("stats", url=url)
+    assert result.exit_code == WRONG_USE
+    assert result.stderr.startswith("tracker: The tracker's URL ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_bad_value_is_told_by_the_server(commands: Commands) -> None:
     result = commands("events", "--after", "nonsense")
     assert result.exit_code == REFUSED

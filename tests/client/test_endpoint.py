@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from tests.client.conftest import OpenClient
 from tracker.client import Misconfigured, TrackerClient
 from tracker.client.endpoint import Endpoint
 
@@ -22,10 +25,57 @@ def test_the_clients_look_at_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert TrackerClient().url == "http://127.0.0.1:9"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:3013", "ftp://a", "http://", "http://a?b", "http://a#b", "http://a:x"])
+UNUSABLE = [
+    "",
+    "localhost:3013",
+    "ftp://a",
+    "http://",
+    "http://a?b",
+    "http://a#b",
+    "http://a?",
+    "http://a#",
+    "http://a:x",
+    "http://a:0",
+    "http://a:99999",
+    "http://a..b",
+    "http://" + "a" * 64 + ".b",
+    "http://xn--zzzzzz",
+    "http://a/\udcff",
+    "http://a/" + "a" * 70_000,
+]
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
 def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
-    with pytest.raises(Misconfigured):
+    with pytest.raises(Misconfigured) as refused:
         Endpoint.find(url, None, {})
+    assert str(refused.value).startswith("The tracker's URL ")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a.b.", "http://[::1]:1", "http://[fe80::1%25lo]", "http://a_b:65535", "http://ß"]
+)
+def test_a_url_of_any_kind_of_host_is_taken(url: str) -> None:
+    assert Endpoint.find(url, None, {}).url.startswith("http://")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("HTTP_PROXY", "127.0.0.1:9x"),
+        ("HTTP_PROXY", "gopher://me:secret@a"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
+)
+async def test_what_the_environment_says_of_proxies_and_certificates_and_cannot_be_used_is_refused_at_once(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what an installation may lack
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Misconfigured) as refused:
+        open_client("http://127.0.0.1:9")
+    assert "secret" not in str(refused.value)
 
 
 def test_a_user_in_the_url_would_be_sent_in_place_of_the_key() -> None:

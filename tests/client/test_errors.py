@@ -8,14 +8,16 @@ import httpx
 import pytest
 
 import tracker.client
+from tests.client.conftest import OpenClient
 from tracker.api.openapi import describe
 from tracker.api.responses import ERRORS
 from tracker.api.routes import OPERATIONS
-from tracker.client import errors
+from tracker.client import Retries, errors
 from tracker.client.errors import (
     FAILURES,
     REFUSALS,
     Invalid,
+    Misconfigured,
     ServerFault,
     TrackerClientError,
     Unavailable,
@@ -75,6 +77,28 @@ def test_every_error_of_httpx_is_one_of_ours() -> None:
     for raised in FAILURES:
         assert isinstance(failure_of(raised("reason")), TrackerClientError)
         assert str(failure_of(raised(""))), "never without a word"
+
+
+async def test_a_client_that_was_closed_says_so(open_client: OpenClient) -> None:
+    driver = open_client("http://127.0.0.1:9")
+    await driver.close()
+    for calling in (driver.call("stats"), driver.events(1)):
+        with pytest.raises(TrackerClientError, match="was closed"):
+            await calling
+
+
+async def test_a_call_that_no_url_can_hold_is_invalid(open_client: OpenClient) -> None:
+    with pytest.raises(Invalid):
+        await open_client("http://127.0.0.1:9").call("read_session", "x" * 70_000)
+
+
+async def test_a_proxy_whose_name_is_none_is_no_surprise(
+    open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either library that connects may look it up, and say in its own way that it is none."""
+    monkeypatch.setenv("HTTP_PROXY", "http://a..b")
+    with pytest.raises((Misconfigured, Unavailable)):
+        await open_client("http://127.0.0.1:9", retries=Retries(1, 0.1)).call("stats")
 
 
 @pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout])

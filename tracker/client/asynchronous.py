@@ -17,7 +17,7 @@ import httpx
 from tracker.client import calls
 from tracker.client.calls import Call, Filters, NewSession, signature_of
 from tracker.client.endpoint import Endpoint
-from tracker.client.errors import Invalid, ServerFault, TrackerClientError, Unavailable, failure_of
+from tracker.client.errors import Invalid, ServerFault, TrackerClientError, Unavailable, translated
 from tracker.client.events import Follower
 from tracker.client.lease import DEFAULT_TTL_SECONDS, Lease, Lost
 from tracker.client.retries import Retries
@@ -62,7 +62,7 @@ class AsyncTrackerClient:
         _EVERY.add(self)
 
     def _open_http(self) -> None:
-        self._http = httpx.AsyncClient(headers=self._endpoint.headers, transport=self._transport)
+        self._http = self._endpoint.open(httpx.AsyncClient, self._transport)
 
     @property
     def url(self) -> str:
@@ -157,14 +157,10 @@ class AsyncTrackerClient:
         return await self._once(call, seconds, seconds)
 
     async def _once(self, call: Call[T], timeout: float, seconds: float | None) -> T:  # noqa: ASYNC109 - httpx's
-        request = self._http.build_request(
-            call.method, self._endpoint.url + call.path, content=call.body, headers=call.headers, timeout=timeout
-        )
         try:
-            async with asyncio.timeout(seconds):
-                response = await self._http.send(request)
-        except httpx.RequestError as error:
-            raise failure_of(error) from error
+            with translated(self._http):
+                async with asyncio.timeout(seconds):
+                    response = await self._http.send(self._request(call, timeout))
         except TimeoutError:
             raise Unavailable("No answer from the tracker: it came too slowly") from None
         return call.outcome(response.status_code, response.headers, response.content)
@@ -177,11 +173,8 @@ class AsyncTrackerClient:
             await asyncio.sleep(page.rest)
 
     async def _stream(self, follower: Follower) -> AsyncGenerator[Event, None]:
-        call = follower.stream_call()
-        request = self._http.build_request(
-            call.method, self._endpoint.url + call.path, headers=call.headers, timeout=follower.stream_timeout
-        )
-        try:
+        with translated(self._http):
+            request = self._request(follower.stream_call(), follower.stream_timeout)
             response = await self._http.send(request, stream=True)
             try:
                 if follower.streams(response.status_code, response.headers):
@@ -193,8 +186,10 @@ class AsyncTrackerClient:
                     follower.refused(response.status_code, response.headers, await response.aread())
             finally:
                 await response.aclose()
-        except httpx.RequestError as error:
-            raise failure_of(error) from error
+
+    def _request(self, call: Call[Any], timeout: float | httpx.Timeout) -> httpx.Request:
+        url = self._endpoint.url + call.path
+        return self._http.build_request(call.method, url, content=call.body, headers=call.headers, timeout=timeout)
 
     def _in_a_child(self) -> None:
         """After a fork: the connections are the parent's, so these are dropped unclosed, without a word on them."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx
 
@@ -16,6 +16,8 @@ from tracker.settings import VISIBLE_ASCII
 __all__ = ["DEFAULT_URL", "Endpoint"]
 
 DEFAULT_URL = "http://localhost:3013"
+
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,15 @@ class Endpoint:
         api_key = (environ.get("TRACKER_API_KEY") or None) if api_key is None else api_key
         try:
             parsed = httpx.URL(url.strip())
-        except httpx.InvalidURL as error:
+            host = parsed.host
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise Misconfigured(f"The tracker's URL cannot be used: {error}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        if parsed.scheme not in ("http", "https") or not host or "?" in url or "#" in url:
             raise Misconfigured("The tracker's URL must be one such as http://localhost:3013")
+        if not _can_be_looked_up(parsed.raw_host):
+            raise Misconfigured("The tracker's URL has a host that is no name: between dots are 1 to 63 characters")
+        if parsed.port is not None and not 1 <= parsed.port <= 65535:
+            raise Misconfigured("The tracker's URL has a port that is none: they go from 1 to 65535")
         if parsed.userinfo:
             # httpx would send it in place of the key.
             raise Misconfigured("The tracker's URL must not hold a user or password: give the API key on its own")
@@ -54,3 +61,20 @@ class Endpoint:
         """What each request carries."""
         named = {"User-Agent": f"tracker-client/{__version__}", "Accept": "application/json"}
         return named | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+
+    def open(self, kind: Callable[..., Http], transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None) -> Http:
+        """A client of httpx, which takes proxies and certificates from the environment. Raises Misconfigured."""
+        try:
+            return kind(headers=self.headers, transport=transport)
+        except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+            problem = f"What the environment says of proxies or certificates cannot be used: {error}"
+            raise Misconfigured(problem) from error
+
+
+def _can_be_looked_up(host: bytes) -> bool:
+    """Whether the resolver is given it at all: not with a label that is empty or too long."""
+    try:
+        host.decode("ascii").encode("idna")
+    except UnicodeError:
+        return False
+    return True

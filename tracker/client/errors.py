@@ -3,7 +3,7 @@
 ::
 
     TrackerClientError
-    ├── Misconfigured            the URL or the key cannot be used; nothing was sent
+    ├── Misconfigured            the URL, the key or the environment cannot be used; nothing was sent
     ├── Refused                  the tracker said no, for a reason that repeating does not heal
     │   ├── Invalid              400: the request breaks a rule of the contract
     │   ├── Unauthorized         401: the key is missing or unknown
@@ -22,7 +22,8 @@ The message of each is one sentence for people. Statuses become errors by `REFUS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import httpx
@@ -53,7 +54,7 @@ class TrackerClientError(TrackerError):
 
 
 class Misconfigured(TrackerClientError):
-    """The URL or the key cannot be used. Nothing was sent."""
+    """The URL, the key, or what the environment says of proxies or certificates cannot be used. Nothing was sent."""
 
 
 class Refused(TrackerClientError):
@@ -148,7 +149,15 @@ def _unanswered(message: str) -> TrackerClientError:
     return Unavailable(f"No answer from the tracker: {message}")
 
 
-FAILURES: Mapping[type[httpx.RequestError], Callable[[str], TrackerClientError]] = {
+def _unconnectable(message: str) -> TrackerClientError:
+    return Misconfigured(f"The tracker cannot be reached as things are set: {message}")
+
+
+def _unsendable(message: str) -> TrackerClientError:
+    return Invalid(f"The call cannot be sent: {message}", [])
+
+
+FAILURES: Mapping[type[Exception], Callable[[str], TrackerClientError]] = {
     httpx.ConnectError: _unsent,
     httpx.ConnectTimeout: _unsent,
     httpx.PoolTimeout: _unsent,
@@ -163,11 +172,27 @@ FAILURES: Mapping[type[httpx.RequestError], Callable[[str], TrackerClientError]]
     httpx.UnsupportedProtocol: Misconfigured,
     httpx.DecodingError: UnexpectedAnswer,
     httpx.TooManyRedirects: UnexpectedAnswer,
+    httpx.InvalidURL: _unsendable,  # the address is good: it is too long with what the call adds
+    UnicodeError: _unconnectable,  # a proxy's name that is none
+    OverflowError: _unconnectable,  # a timeout that no clock holds
 }
-"""What httpx raises, kind by kind; a test holds it to be complete."""
+"""What httpx raises, or lets through, kind by kind; a test holds it to be complete."""
 
 
-def failure_of(error: httpx.RequestError) -> TrackerClientError:
+@contextmanager
+def translated(http: httpx.Client | httpx.AsyncClient) -> Iterator[None]:
+    """Raises ours for what httpx raises from when a request is made until its answer is read."""
+    try:
+        yield
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError, OverflowError) as error:
+        raise failure_of(error) from error
+    except RuntimeError as error:
+        if not http.is_closed:
+            raise
+        raise TrackerClientError("The client was closed") from error
+
+
+def failure_of(error: Exception) -> TrackerClientError:
     """Ours for what httpx raised."""
     kind = next((kind for kind in type(error).__mro__ if kind in FAILURES), None)
     message = str(error) or type(error).__name__

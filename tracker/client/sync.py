@@ -9,14 +9,14 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
 from tracker.client import calls
 from tracker.client.calls import Call, Filters, NewSession, signature_of
 from tracker.client.endpoint import Endpoint
-from tracker.client.errors import Invalid, ServerFault, TrackerClientError, Unavailable, failure_of
+from tracker.client.errors import Invalid, ServerFault, TrackerClientError, Unavailable, translated
 from tracker.client.events import Follower
 from tracker.client.lease import DEFAULT_TTL_SECONDS, Lease, Lost
 from tracker.client.retries import Retries
@@ -68,7 +68,7 @@ class TrackerClient:
         _EVERY.add(self)
 
     def _open_http(self) -> None:
-        self._http = httpx.Client(headers=self._endpoint.headers, transport=self._transport)
+        self._http = self._endpoint.open(httpx.Client, self._transport)
 
     @property
     def url(self) -> str:
@@ -171,11 +171,8 @@ class TrackerClient:
         return self._once(call, seconds, time.monotonic() + seconds)
 
     def _once(self, call: Call[T], timeout: float, deadline: float) -> T:
-        request = self._http.build_request(
-            call.method, self._endpoint.url + call.path, content=call.body, headers=call.headers, timeout=timeout
-        )
-        try:
-            response = self._http.send(request, stream=True)
+        with translated(self._http):
+            response = self._http.send(self._request(call, timeout), stream=True)
             try:
                 content = bytearray()
                 for chunk in response.iter_bytes():
@@ -184,8 +181,6 @@ class TrackerClient:
                         raise Unavailable("No answer from the tracker: it came too slowly")
             finally:
                 response.close()
-        except httpx.RequestError as error:
-            raise failure_of(error) from error
         return call.outcome(response.status_code, response.headers, bytes(content))
 
     def _pages(self, follower: Follower) -> Iterator[Event]:
@@ -195,11 +190,8 @@ class TrackerClient:
             time.sleep(page.rest)
 
     def _stream(self, follower: Follower) -> Iterator[Event]:
-        call = follower.stream_call()
-        request = self._http.build_request(
-            call.method, self._endpoint.url + call.path, headers=call.headers, timeout=follower.stream_timeout
-        )
-        try:
+        with translated(self._http):
+            request = self._request(follower.stream_call(), follower.stream_timeout)
             response = self._http.send(request, stream=True)
             try:
                 if follower.streams(response.status_code, response.headers):
@@ -210,8 +202,10 @@ class TrackerClient:
                     follower.refused(response.status_code, response.headers, response.read())
             finally:
                 response.close()
-        except httpx.RequestError as error:
-            raise failure_of(error) from error
+
+    def _request(self, call: Call[Any], timeout: float | httpx.Timeout) -> httpx.Request:
+        url = self._endpoint.url + call.path
+        return self._http.build_request(call.method, url, content=call.body, headers=call.headers, timeout=timeout)
 
     def _in_a_child(self) -> None:
         """After a fork: the connections are the parent's, so these are dropped unclosed, without a word on them."""
