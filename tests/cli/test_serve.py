@@ -16,8 +16,10 @@ from queue import Empty, Queue
 
 import httpx
 import pytest
+import redis
 import uvicorn
 from typer.testing import CliRunner, Result
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import SIGNALS
 
 import tracker.cli.serve as serving
@@ -830,6 +832,35 @@ def test_a_worker_that_is_killed_is_replaced(redis_server: RedisServer, namespac
         assert httpx.get(server.url + "/ready").status_code == 200
         assert server.stop(signal.SIGTERM) == 0
         assert not [pid for pid in everyone if is_running(pid)]
+
+
+def lay_out(server: RedisServer, namespace: str, shards: int) -> None:
+    """Writes what a worker that starts compares with its settings."""
+    with redis.Redis.from_url(server.url) as client:
+        client.hset(f"{{{namespace}:0}}:schema", "shards", shards)
+
+
+def test_a_worker_that_cannot_start_leaves_the_others_alone_and_comes_when_it_can(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    with running_workers(redis_server.url, namespace) as (server, workers):
+        lay_out(redis_server, namespace, 8)
+        os.kill(workers[0], signal.SIGKILL)
+        for _ in range(2):
+            server.wait_for("before it served")
+        assert httpx.get(server.url + "/health").status_code == 200
+        assert is_running(workers[1])
+        lay_out(redis_server, namespace, 1)
+        started_workers(server, 3)
+        assert server.stop(signal.SIGTERM) == 0
+
+
+def test_when_no_worker_can_start_any_more_the_exit_status_says_so(redis_server: RedisServer, namespace: str) -> None:
+    with running_workers(redis_server.url, namespace) as (server, workers):
+        lay_out(redis_server, namespace, 8)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        assert server.process.wait(PATIENCE_SECONDS) == STARTUP_FAILURE
 
 
 def test_replaced_workers_drain_beside_their_heirs_and_nobody_learns_of_it(

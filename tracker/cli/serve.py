@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from tracker import __version__
 from tracker.api.auth import Keyring
@@ -120,7 +121,7 @@ def check_store(settings: Settings) -> None:
 
 
 def run(settings: Settings, listener: socket.socket) -> None:
-    """Serve on `listener` until a signal ends it."""
+    """Serve on `listener` until a signal ends it. Raises typer.Exit when no worker can start."""
     host, port = listener.getsockname()[:2]
     options: dict[str, Any] = {
         "host": host,
@@ -146,7 +147,10 @@ def run(settings: Settings, listener: socket.socket) -> None:
     os.environ.update(settings.to_environment())
     config = uvicorn.Config("tracker.api.app:from_environment", factory=True, workers=settings.workers, **options)
     with counting_together():
-        Workers(config, sockets=[listener], drain_seconds=settings.drain_seconds).run()
+        workers = Workers(config, sockets=[listener], drain_seconds=settings.drain_seconds)
+        workers.run()
+    if workers.failed:
+        raise typer.Exit(STARTUP_FAILURE)  # as uvicorn does with one worker
 
 
 @contextmanager
