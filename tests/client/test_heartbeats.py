@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.client.test_lease import AWAY, BEATEN, PERIOD, TTL, session
 from tracker.client.errors import ServerFault, Unavailable
 from tracker.client.heartbeats import Heartbeats
@@ -128,6 +130,41 @@ def test_the_server_says_how_long_to_wait_but_not_beyond_what_the_runs_can_bear(
     errand, _ = taken(heartbeats, PERIOD + 3)
     heartbeats.failed(errand, Unavailable("busy", retry_after=3600), PERIOD + 3)
     assert heartbeats.next(PERIOD + 3) == TTL / 6
+
+
+def test_runs_that_are_over_are_not_told_of_once_their_sessions_would_have_expired() -> None:
+    """However many they are: one probe goes out per backoff, and none of them waits for its turn."""
+    heartbeats = Heartbeats(5, chance=lambda: 1.0)
+    leases = [Lease({"agent_id": "a", "trigger_type": "t", "ttl_seconds": TTL}, 0) for _ in range(100)]
+    for lease in leases:
+        heartbeats.add(lease)
+        errand = lease.errand(0)
+        assert errand
+        heartbeats.failed(errand, AWAY, 0)
+        lease.end()
+    errand, _ = taken(heartbeats, TTL - 1)
+    heartbeats.failed(errand, AWAY, TTL - 1)
+    assert heartbeats.next(TTL) is None
+    assert not heartbeats
+
+
+def test_who_closes_waits_for_no_long_backoff() -> None:
+    heartbeats = Heartbeats(5, chance=lambda: 1.0)
+    registered(heartbeats, 1, 0)
+    now = PERIOD
+    for _ in range(6):
+        errand, _ = taken(heartbeats, now)
+        heartbeats.failed(errand, AWAY, now)
+        now += 5
+    now -= 5
+    assert heartbeats.next(now) == pytest.approx(3.2)
+    heartbeats.close(now)
+    for _ in range(5):
+        assert heartbeats.next(now) == pytest.approx(0.2)
+        now += 0.21
+        errand, _ = taken(heartbeats, now)
+        assert errand.call.method == "DELETE"
+        heartbeats.failed(errand, Unavailable("busy", retry_after=3), now)
 
 
 def test_one_that_always_fails_is_in_nobodys_way() -> None:

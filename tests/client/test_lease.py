@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from tracker.client.calls import BASE
 from tracker.client.errors import (
     Conflict,
+    IdempotencyMismatch,
     Invalid,
     NotFound,
+    ServerFault,
     TrackerClientError,
     Unauthorized,
     Unavailable,
+    UnexpectedAnswer,
 )
 from tracker.client.heartbeats import Heartbeats
 from tracker.client.lease import Errand, Lease, Lost
@@ -30,7 +34,7 @@ class Bench:
         self.now = 1000.0
         self.lost: list[Lost] = []
         fields = {"agent_id": "a", "trigger_type": "t", "task_id": "t1", "ttl_seconds": TTL}
-        fields |= {name: options.pop(name) for name in ("task_id", "on_conflict") if name in options}
+        fields |= {name: options.pop(name) for name in ("task_id", "on_conflict", "metadata") if name in options}
         self.lease = Lease(fields, self.now, on_lost=self.lost.append, chance=lambda: 1.0, **options)  # type: ignore[arg-type]
         self.heartbeats = Heartbeats(5, chance=lambda: 1.0)
         self.heartbeats.add(self.lease)
@@ -343,9 +347,73 @@ def test_a_delete_is_tried_for_as_long_as_the_session_can_live() -> None:
     bench.now += TTL - 1
     bench.fail(AWAY)
     bench.now += 5
-    bench.fail(AWAY)
     assert bench.rest() is None
     assert not bench.heartbeats
+
+
+def test_a_run_that_is_over_takes_the_task_from_nobody() -> None:
+    """Its registration had no answer: maybe it has not arrived, and by now the task is another run's."""
+    bench = Bench()
+    bench.fail(AWAY)
+    key = bench.key
+    bench.lease.end()
+    bench.now += 10
+    bench.fail(Conflict("held", session("s2")))
+    assert (bench.sent, bench.key, bench.body["onConflict"]) == ("POST", key, "reject")
+    assert bench.rest() is None
+    assert not bench.heartbeats
+    assert bench.lost == []
+
+
+def test_a_run_that_is_over_and_had_arrived_is_found_by_its_first_body() -> None:
+    bench = Bench(on_conflict="replace")
+    bench.fail(AWAY)
+    first = bench.key, bench.body
+    bench.lease.end()
+    bench.now += 10
+    bench.fail(IdempotencyMismatch("another body"))
+    assert bench.body == {**first[1], "onConflict": "reject"}
+    bench.fail(AWAY)
+    assert (bench.key, bench.body) == first
+    bench.now += 10
+    bench.register()
+    assert (bench.key, bench.body) == first
+    assert bench.answer({"deleted": True}) == "DELETE/s1"
+
+
+@pytest.mark.parametrize("error", [UnexpectedAnswer("a proxy's page"), ServerFault("bug"), Unauthorized("key")])
+def test_nothing_that_is_never_taken_keeps_a_run_from_being_ended(error: TrackerClientError) -> None:
+    bench = Bench()
+    bench.register()
+    bench.lease.set_provider_session("p", bench.now)
+    bench.lease.set_progress("1", bench.now)
+    for _ in range(3):
+        assert bench.fail(error) == "PUT/provider-session/t1"
+        bench.now += 10
+    bench.lease.end()
+    told = []
+    for _ in range(2):
+        told.append(bench.fail(error))
+        bench.now += 10
+    told.append(bench.answer({"deleted": True}))
+    assert told == ["PUT/provider-session/t1", "PUT/s1/heartbeat", "DELETE/s1"]
+
+
+def test_what_can_never_be_sent_is_raised_to_who_tells_it_and_forgotten() -> None:
+    bench = Bench()
+    bench.register()
+    with pytest.raises(TypeError):
+        bench.lease.set_provider_session(uuid4(), bench.now)  # type: ignore[arg-type]
+    assert bench.rest() == PERIOD
+    with pytest.raises(TypeError):
+        Bench(metadata={"key": uuid4()})
+
+
+def test_a_session_without_an_id_is_no_answer() -> None:
+    bench = Bench()
+    assert bench.answer({"session": {"id": 5, "ttlSeconds": TTL}}) == "POST"
+    bench.now += 1
+    bench.register()
 
 
 def test_a_run_without_a_task_has_no_provider_session() -> None:

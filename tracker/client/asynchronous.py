@@ -207,15 +207,13 @@ class AsyncRun(BaseRun):
         lease = self._lease
         try:
             error = await self._beater.settle(lease, self._patience, until=lambda: lease.settled)
-        except BaseException:
-            # Cut short, by a cancellation: what was sent may have arrived, and is ended in the background.
-            lease.end()
-            self._beater.add(lease)
+            if error is None or isinstance(error, Unavailable | ServerFault):
+                self._beater.add(lease)
+                return self
+        except BaseException:  # by a cancellation: what was sent may have arrived
+            self._beater.drop(lease)
             raise
-        if error is not None and not isinstance(error, Unavailable | ServerFault):
-            raise error
-        self._beater.add(lease)
-        return self
+        raise error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

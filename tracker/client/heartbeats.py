@@ -37,6 +37,7 @@ class Heartbeats:
         self._chance = chance
         self._failures = 0
         self._open_at = float("-inf")
+        self._closing = False
         self._leases: dict[Lease, None] = {}
 
     def __bool__(self) -> bool:
@@ -56,6 +57,13 @@ class Heartbeats:
     def add(self, lease: Lease) -> None:
         self._leases[lease] = None
 
+    def close(self, now: float) -> None:
+        """Ends every lease. Nobody will wait long for that to be told: tries come one upon the other."""
+        self._closing = True
+        self._open_at = min(self._open_at, now + SHORTEST_BACKOFF_SECONDS)
+        for lease in self._leases:
+            lease.end()
+
     def abandon(self) -> None:
         """Nothing more is to be told of any: the process is another one."""
         for lease in self._leases:
@@ -64,8 +72,10 @@ class Heartbeats:
 
     def next(self, now: float) -> Errand | float | None:
         """What to send now; else how many seconds to wait, or None until somebody says more."""
-        for lease in [lease for lease in self._leases if lease.over and not lease.busy]:
-            del self._leases[lease]
+        for lease in self.leases:
+            lease.expire(now)
+            if lease.over and not lease.busy:
+                del self._leases[lease]
         if now < self._open_at:
             return self._open_at - now if self._leases else None
         if any(lease.beats(now) and now >= lease.next_beat for lease in self._leases) and (batch := self._batch(now)):
@@ -98,7 +108,7 @@ class Heartbeats:
             longest = max(SHORTEST_BACKOFF_SECONDS, min((lease.ttl for lease in self._leases), default=30) / 6)
             delay = backoff(self._failures, min(longest, 5.0), self._chance)
             asked = error.retry_after if isinstance(error, Unavailable) and error.retry_after else 0
-            self._open_at = now + max(delay, min(asked, longest))
+            self._open_at = now + (SHORTEST_BACKOFF_SECONDS if self._closing else max(delay, min(asked, longest)))
         return self._losses()
 
     def _losses(self) -> list[Loss]:

@@ -77,11 +77,13 @@ class Lease:
     ) -> None:
         self._fields = fields
         self._key = uuid.uuid4().hex
+        calls.create_session(idempotency_key=self._key, **fields)  # what can never be sent is raised here
         self._reregister = reregister
         self._max_silence = max_silence
         self._chance = chance
         self._attempts = 0
         self._sent = False  # whether a registration may have arrived
+        self._arrived = False  # whether one has, for all that is known: there was no answer that says what it made
         self._unconfirmed = False
         self._doubted = False
         self._provider: str | None = None
@@ -137,9 +139,12 @@ class Lease:
         self.touch(now)
 
     def set_provider_session(self, provider_session_id: str, now: float) -> None:
-        """Kept until it is told. Raises ValueError for a run without a task: the API knows them by task only."""
-        if self._fields.get("task_id") is None:
+        """Kept until it is told. Raises ValueError for a run without a task: the API knows them by task only; TypeError
+        or Invalid for what is no text that can be sent.
+        """
+        if (task_id := self._fields.get("task_id")) is None:
             raise ValueError("a run without a task_id cannot have a provider session")
+        calls.set_provider_session(task_id, provider_session_id)  # what can never be sent is raised here
         self._provider = provider_session_id
         self._provider_due = True
         self.touch(now)
@@ -148,6 +153,17 @@ class Lease:
         """The work is over."""
         self._ending = True
         if self._given_up or (self.session is None and not self._sent and not self.busy):
+            self.over = True
+
+    def cut_short(self) -> None:
+        """The work is over, and so is whoever carried out its errand: nobody knows what became of that."""
+        self._sent |= self.busy
+        self.busy = False
+        self.end()
+
+    def expire(self, now: float) -> None:
+        """At the end of a run: what the server could not be told within the TTL, it has found out by itself."""
+        if self._ending and not self.busy and now - self.beat_at >= self.ttl:
             self.over = True
 
     def abandon(self) -> None:
@@ -226,9 +242,14 @@ class Lease:
     def _registration(self) -> Errand:
         self._attempts += 1
         late = self._attempts > 1
+        # The run is over: who holds the task by now keeps it. With another body than the first one's, a mismatch tells
+        # that one of those has arrived; then their body again is answered with what came of it, and changes nothing.
+        asking = self._ending and not self._arrived and self._fields.get("on_conflict") != "reject"
+        fields: NewSession = {**self._fields, "on_conflict": "reject"} if asking else self._fields
 
         def answered(answer: OneSession, sent_at: float) -> None:
             session = answer["session"]
+            calls.heartbeat(session["id"])  # raises where that is no id
             self.ttl = float(session["ttlSeconds"])
             self._settle()
             self.session = session
@@ -242,14 +263,16 @@ class Lease:
         def failed(error: TrackerClientError, now: float) -> None:
             self._settle()
             self._sent |= error.sent if isinstance(error, Unavailable) else not isinstance(error, Refused)
-            if isinstance(error, Conflict):
+            if asking and isinstance(error, Mismatch):
+                self._arrived = True
+            elif isinstance(error, Conflict):
                 self._lose(Lost("replaced", None, error.session, error))
             elif isinstance(error, Invalid | TooLarge | Mismatch):
                 self._lose(Lost("refused", error=error))
             else:
                 self._give_up_after_ttl(error, now)
 
-        call = calls.create_session(idempotency_key=self._key, **self._fields)
+        call = calls.create_session(idempotency_key=self._key, **fields)
         return Errand(call, answered, failed, (Conflict, Invalid, TooLarge, Mismatch))
 
     def _heartbeat(self, progress: str | None) -> Errand:
@@ -268,7 +291,7 @@ class Lease:
 
         def failed(error: TrackerClientError, now: float) -> None:
             self._settle()
-            if progress is not None and isinstance(error, Invalid | TooLarge):
+            if progress is not None and self._hopeless(error):
                 self._drop(f"progress {progress!r}", error)
                 self._progress_due = False
             self._give_up_after_ttl(error, now)
@@ -292,7 +315,7 @@ class Lease:
             if isinstance(error, Conflict):
                 self._provider_due = False
                 self._replaced(error.session)
-            elif isinstance(error, Invalid | TooLarge):
+            elif self._hopeless(error):
                 self._drop("provider session", error)
                 self._provider_due = False
             self._give_up_after_ttl(error, now)
@@ -367,7 +390,7 @@ class Lease:
         self._fields = {**self._fields, "on_conflict": "reject"}
         self._key = uuid.uuid4().hex
         self._attempts = 0
-        self._sent = self._unconfirmed = self._given_up = False
+        self._sent = self._arrived = self._unconfirmed = self._given_up = False
         self.session = None
 
     def _replaced(self, session: Session) -> None:
@@ -388,9 +411,13 @@ class Lease:
         self.busy = False
 
     def _give_up_after_ttl(self, error: TrackerClientError, now: float) -> None:
-        """At the end of a run: what the server could not be told within the TTL, it has found out by itself."""
-        if self._ending and (now - self.beat_at >= self.ttl or not (self.session or self._sent)):
+        self.expire(now)
+        if self._ending and not (self.session or self._sent):
             self.over = True
+
+    def _hopeless(self, error: TrackerClientError) -> bool:
+        """Whether the server will never take it. At the end of a run nothing may keep it from being ended."""
+        return isinstance(error, Invalid | TooLarge) or (self._ending and not isinstance(error, Unavailable))
 
     @property
     def _held(self) -> str:

@@ -223,16 +223,13 @@ class Run(BaseRun):
         lease = self._lease
         try:
             error = self._beater.settle(lease, self._patience, until=lambda: lease.settled)
-        except BaseException:
-            # Cut short, by a signal: what was sent may have arrived, and is ended in the background.
-            with self._beater.lock:
-                lease.end()
-            self._beater.add(lease)
+            if error is None or isinstance(error, Unavailable | ServerFault):
+                self._beater.add(lease)
+                return self
+        except BaseException:  # by a signal, or for want of a thread: what was sent may have arrived
+            self._beater.drop(lease)
             raise
-        if error is not None and not isinstance(error, Unavailable | ServerFault):
-            raise error
-        self._beater.add(lease)
-        return self
+        raise error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -55,10 +55,14 @@ class AsyncBeater:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
+    def drop(self, lease: Lease) -> None:
+        """As `Beater.drop`."""
+        lease.cut_short()
+        self.add(lease)
+
     async def close(self, patience: float) -> None:
         """Ends every lease, waits as long as that (seconds) for all to be told, and then tells nothing more."""
-        for lease in self.heartbeats.leases:
-            lease.end()
+        self.heartbeats.close(self._clock())
         self.wake()
         task, self._task = self._task, None
         if task is not None and not task.done():

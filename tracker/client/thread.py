@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,8 @@ from tracker.client.heartbeats import Heartbeats, Loss
 from tracker.client.lease import Errand, Lease
 
 __all__ = ["Beater"]
+
+logger = logging.getLogger("tracker.client")
 
 
 class Beater:
@@ -36,6 +40,7 @@ class Beater:
         self.heartbeats = Heartbeats(self._timeout)
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
+        self._untold: deque[Loss] = deque()
         self._thread: threading.Thread | None = None
 
     def forget(self) -> None:
@@ -44,13 +49,23 @@ class Beater:
         self._reset()
 
     def add(self, lease: Lease) -> None:
-        """Keep it alive from now on."""
+        """Keep it alive from now on. Raises RuntimeError when no thread can be had."""
         with self._changed:
-            self.heartbeats.add(lease)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="tracker-heartbeats", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._beat, name="tracker-heartbeats", daemon=True)
+                thread.start()
+                self._thread = thread
+            self.heartbeats.add(lease)
             self._changed.notify_all()
+
+    def drop(self, lease: Lease) -> None:
+        """Ends one that is not kept alive, for its owner was cut short: in the background, or here if there is none."""
+        with self._changed:
+            lease.cut_short()
+        try:
+            self.add(lease)
+        except RuntimeError:
+            self.settle(lease, self._timeout, until=lambda: lease.over)
 
     def wake(self) -> None:
         """There may be something to tell."""
@@ -60,8 +75,7 @@ class Beater:
     def close(self, patience: float) -> None:
         """Ends every lease, waits as long as that (seconds) for all to be told, and then tells nothing more."""
         with self._changed:
-            for lease in self.heartbeats.leases:
-                lease.end()
+            self.heartbeats.close(self._clock())
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self.heartbeats, patience)
             self.heartbeats.abandon()
@@ -109,8 +123,9 @@ class Beater:
                 errand.failed(Unavailable("The call was cut short"), self._clock())
                 self._changed.notify_all()
             raise
-        for loss in losses:
-            _tell(loss)
+        with self.lock:
+            self._untold += losses
+            self._tell()
         return failure
 
     def _attempt(self, errand: Errand, timeout: float) -> tuple[TrackerClientError | None, list[Loss]]:
@@ -132,11 +147,16 @@ class Beater:
             self._changed.notify_all()
         return failure, losses
 
-
-def _tell(loss: Loss) -> None:
-    """In a thread of its own: what others do with it must not keep heartbeats waiting."""
-    callback, lost = loss
-    threading.Thread(target=callback, args=(lost,), name="tracker-on-lost", daemon=True).start()
+    def _tell(self) -> None:
+        """Each loss in a thread of its own: what others do with it must not keep heartbeats waiting. With the lock."""
+        while self._untold:
+            callback, lost = self._untold[0]
+            try:
+                threading.Thread(target=callback, args=(lost,), name="tracker-on-lost", daemon=True).start()
+            except RuntimeError as error:  # after the next errand, then
+                logger.error("a loss is told later: %s", error)
+                return
+            self._untold.popleft()
 
 
 _EVERY: weakref.WeakSet[Beater] = weakref.WeakSet()
