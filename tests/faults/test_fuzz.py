@@ -147,6 +147,52 @@ async def test_what_is_framed_badly_is_refused_or_hung_up_on(server: Server, nam
             assert answer[:1] != b"4" or b'{"error":' in answer
 
 
+OFFERS = {
+    "Java": (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAAAAIAAAAB"),
+    "curl": (b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA", b"upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings"),
+    "WebSocket": (b"Upgrade: websocket", b"Connection: keep-alive, Upgrade", b"Sec-WebSocket-Version: 13"),
+    "loud": (b"UPGRADE: TLS/1.0", b"CONNECTION: UPGRADE"),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "body apart"])
+@pytest.mark.parametrize("who", OFFERS)
+async def test_an_offer_of_another_protocol_is_passed_over_and_the_body_read(
+    server: Server, who: str, apart: bool
+) -> None:
+    async with line(server) as (reader, writer):
+        for n in range(3):
+            task = f"offer-{who}-{apart}-{n}"
+            body = json.dumps({"agentId": "a", "triggerType": "t", "taskId": task}).encode()
+            request = a_request("POST", BASE, body, *OFFERS[who])
+            writer.write(request[: -len(body)])
+            if apart:
+                await writer.drain()
+                await asyncio.sleep(0.02)  # a piece of its own, mostly
+            writer.write(body + a_request("GET", f"{BASE}/by-task/{task}"))
+            created = await read_answer(reader)
+            assert (created.status, json.loads(created.body)["session"]["taskId"]) == (201, task)
+            assert (await read_answer(reader)).status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "CONNECT"])
+async def test_no_body_is_ever_taken_for_a_request(server: Server, method: str) -> None:
+    """Where it cannot be told that the offer was passed over: it is refused, and the connection ends."""
+    async with line(server) as (reader, writer):
+        inner = a_request("POST", BASE, b'{"agentId": "smuggled", "triggerType": "t", "taskId": "smuggled"}')
+        request = a_request(method, BASE, inner, *OFFERS["Java"])
+        cut = request.index(b"Upgrade: h2c") + 3
+        for piece in (request[:cut], request[cut : -len(inner)], inner):
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        refused = await read_answer(reader)
+        assert (refused.status, refused.headers["connection"]) == (400, "close")
+        assert await reader.read() == b""
+    async with line(server) as (reader, writer):
+        writer.write(a_request("GET", f"{BASE}/by-task/smuggled"))
+        assert (await read_answer(reader)).status == 404
+
+
 @pytest.mark.parametrize(
     "begin",
     [
@@ -251,6 +297,7 @@ HEADERS: list[Callable[[random.Random], bytes]] = [
     lambda chance: b"Origin: " + _visible(chance, 20),
     lambda chance: b"Expect: " + chance.choice([b"100-continue", b"200-ok"]),
     lambda chance: b"Connection: " + chance.choice([b"keep-alive", b"close", b"x, y", b"upgrade"]),
+    lambda chance: b"Upgrade: " + chance.choice([b"h2c", b"websocket", _visible(chance, 10)]),
     lambda chance: b"Content-Encoding: gzip",
     lambda chance: b"Forwarded: for=\xff",
     lambda chance: b"X-Forwarded-For: " + b"1, " * chance.randrange(500),

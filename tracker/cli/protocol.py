@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -15,6 +16,9 @@ HEAD_BYTES = 64 * 1024
 
 _BAD_REQUEST = "400 Bad Request", "Not a well-formed HTTP request"
 _TOO_LARGE = "431 Request Header Fields Too Large", f"The request line and headers may have {HEAD_BYTES} bytes at most"
+_OTHER_PROTOCOL = "400 Bad Request", "No other protocol is spoken here than HTTP"
+_UPGRADE = re.compile(rb"\r\n[Uu][Pp][Gg][Rr][Aa][Dd][Ee]:")
+"""The header, wherever it begins. JSON holds no line that begins so."""
 NEWCOMER_SECONDS = 1
 """How old a connection without a request must be for nobody to be about to send one."""
 
@@ -40,13 +44,18 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._fruitless += len(data)
-        super().data_received(data)
+        # An offer to speak another protocol (Java's client, `curl --http2`) may be passed over (RFC 9110, 7.8). But the
+        # parser takes it as accepted, and the request's body for the other protocol: so the header is made one of none.
+        super().data_received(_UPGRADE.sub(b"\r\nx-grade:", data))
         if self._fruitless > HEAD_BYTES:
             self._refuse(*_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._fruitless = 0
-        super().on_headers_complete()
+        if self.parser.should_upgrade():  # by CONNECT, or a header that came in two pieces: what follows is no request
+            self._refuse(*_OTHER_PROTOCOL)
+        else:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._fruitless = 0
