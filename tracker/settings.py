@@ -461,7 +461,7 @@ class Settings(BaseModel, frozen=True):
     @classmethod
     def _webhook_url(cls, value: str) -> str:
         # Not quoted: receivers put secrets into the path.
-        if value and not WEBHOOK_URL.fullmatch(value):
+        if value and not (WEBHOOK_URL.fullmatch(value) and value.isprintable() and _has_place(value)):
             raise ValueError("must be a URL such as https://example.org/hooks/tracker, without spaces or fragment")
         return value
 
@@ -560,6 +560,15 @@ def is_loopback(host: str) -> bool:
         return False
     # Not is_loopback for IPv6: since Python 3.13 that also says yes to addresses mapped from IPv4.
     return address in ipaddress.ip_network("127.0.0.0/8") if address.version == 4 else host == "::1"
+
+
+def _has_place(url: str) -> bool:
+    """Whether a URL names a host and port that there may be."""
+    try:
+        parts = urlsplit(url)
+        return bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_parameters(names: Iterable[str], allowed: frozenset[str]) -> None:
