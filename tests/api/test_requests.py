@@ -99,6 +99,13 @@ async def test_all_breaches_are_named_at_once(api: Api) -> None:
     }
 
 
+async def test_a_null_in_a_field_is_no_missing_field(api: Api) -> None:
+    refused = await api.post(json={"agentId": "a", "triggerType": "t", "metadata": {"a": None}})
+    assert refused.json()["details"] == [{"field": "metadata.a", "message": "Input should be a valid string"}]
+    refused = await api.put("/heartbeat", json={"taskIds": [None]})
+    assert refused.json()["details"] == [{"field": "taskIds.0", "message": "Input should be a valid string"}]
+
+
 async def test_an_answer_stays_short_however_much_is_wrong(api: Api) -> None:
     refused = await api.put("/heartbeat", json={"taskIds": [5] * 1000})
     assert refused.status_code == 400

@@ -175,8 +175,8 @@ def _invalid(error: ValidationError) -> Invalid:
 
 
 def _breach(breach: dict[str, Any]) -> FieldError:
-    # null means absent, so a null for a required field is a missing field.
-    missing = breach["input"] is None and breach["type"].endswith("_type")
+    # null means absent, so a null for a required field is a missing field; within one it is no text.
+    missing = breach["input"] is None and breach["type"].endswith("_type") and len(breach["loc"]) == 1
     field = ".".join(str(part) for part in breach["loc"] if part != "[key]")
     message = breach["msg"].removeprefix("Value error, ")
     return {"field": field[:SHOWN_LOCATION] or "body", "message": "Field required" if missing else message}
