@@ -16,7 +16,6 @@ from typing_extensions import TypedDict
 
 from tests.api.conftest import Api, running
 from tracker import models
-from tracker.api.accept import NotAcceptable
 from tracker.api.openapi import FAILURES, describe, failures
 from tracker.api.operations import Operation
 from tracker.api.requests import BodyTooLarge
@@ -288,7 +287,6 @@ def error_statuses() -> dict[type[Exception], int]:
         NotFound: NotFound(),
         MethodNotAllowed: MethodNotAllowed("GET"),
         Conflict: Conflict("", session),
-        NotAcceptable: NotAcceptable(""),
         PositionLost: PositionLost(""),
         BodyTooLarge: BodyTooLarge(""),
         IdempotencyMismatch: IdempotencyMismatch(""),

@@ -56,7 +56,7 @@ def test_all_errors_are_exported_and_nothing_else_is_but_what_is_known() -> None
 
 
 def test_every_status_that_the_api_documents_has_its_error() -> None:
-    """But 405, which no call of the client can meet, and 406, which the feed knows as a server without streams."""
+    """But 405, which no call of the client can meet."""
     documented = {
         int(status)
         for path in describe(OPERATIONS)["paths"].values()
@@ -65,7 +65,7 @@ def test_every_status_that_the_api_documents_has_its_error() -> None:
         for status in operation.get("responses", {})
         if status.isdigit() and 400 <= int(status) < 500
     }
-    assert documented - {405, 406} <= REFUSALS.keys()
+    assert documented - {405} <= REFUSALS.keys()
     assert ERRORS, "the server's own table"
 
 

@@ -5,32 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["NotAcceptable", "negotiate"]
+__all__ = ["negotiate"]
 
 _RANGE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
 _QUALITY = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")
 
 
-class NotAcceptable(Exception):
-    """The client wants none of what there is."""
-
-
 def negotiate(accept: str, offers: Sequence[str]) -> str:
-    """The best liked of the offers, of several the first; so too when nothing is said, or nothing that makes sense.
+    """The best liked of the offers, of several the first; so too where nothing is said, or none of them is liked.
 
-    The most specific range that fits an offer says how much it is liked. Raises NotAcceptable when each is unwanted.
+    The most specific range that fits an offer says how much it is liked.
     """
     ranges: dict[str, float] = {}
     for entry in accept.lower().split(","):
         media_range, *parameters = (part.strip(" \t") for part in entry.split(";"))
         if _RANGE.fullmatch(media_range):
             ranges[media_range] = max(ranges.get(media_range, 0), _quality(parameters))
-    if not ranges:
-        return offers[0]
-    best = max(offers, key=lambda offer: _liking(offer, ranges))
-    if not _liking(best, ranges):
-        raise NotAcceptable(" or ".join(offers))
-    return best
+    return max(offers, key=lambda offer: _liking(offer, ranges))
 
 
 def _liking(offer: str, ranges: dict[str, float]) -> float:

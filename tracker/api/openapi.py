@@ -94,12 +94,6 @@ FAILURES: Mapping[int, Failure] = {
         Error,
         {"error": "Method not allowed: use DELETE, GET, HEAD"},
     ),
-    406: Failure(
-        "NotAcceptable",
-        "`Accept` excludes JSON as well as server-sent events.",
-        Error,
-        {"error": "Not acceptable: accept application/json or text/event-stream"},
-    ),
     409: Failure(
         "Conflict",
         "Another session is the task's live one; it is in the answer.",

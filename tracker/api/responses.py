@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tracker.api.accept import NotAcceptable
 from tracker.api.metrics import NO_ROUTE
 from tracker.api.requests import BodyTooLarge
 from tracker.api.routing import MethodNotAllowed, NoSuchPath
@@ -105,10 +104,6 @@ def _method_not_allowed(request: Request, error: MethodNotAllowed) -> Answer:
     return answer({"error": f"Method not allowed: use {error.allow}"}, 405, {"Allow": error.allow})
 
 
-def _not_acceptable(request: Request, error: NotAcceptable) -> Answer:
-    return answer({"error": f"Not acceptable: accept {error}"}, 406)
-
-
 def _conflict(request: Request, error: Conflict) -> Answer:
     return answer({"error": str(error), "session": error.session}, 409)
 
@@ -161,7 +156,6 @@ ERRORS: dict[type[Exception], Callable[[Request, Any], ASGIApp]] = {
     NoSuchPath: _no_such_path,
     NotFound: _not_found,
     MethodNotAllowed: _method_not_allowed,
-    NotAcceptable: _not_acceptable,
     Conflict: _conflict,
     PositionLost: _position_lost,
     BodyTooLarge: _body_too_large,

@@ -128,7 +128,7 @@ async def read_stats(request: Request) -> ASGIApp:
     query=ListEvents,
     headers=Resumption,
     answers={200: EventPage},
-    errors=(406, 410),
+    errors=(410,),
     tag="events",
     streams=True,
 )
