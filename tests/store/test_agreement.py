@@ -16,6 +16,7 @@ from tracker.models import Target
 from tracker.store import agreement as module
 from tracker.store import scan
 from tracker.store.agreement import MEANINGS, NOT_MENDED, Agreement, agreement
+from tracker.store.scripts import Scripts
 from tracker.store.store import Store
 
 TASK = Target.task("t1")
@@ -197,6 +198,51 @@ async def test_what_only_a_person_can_decide_is_told_and_left(store: Store, kind
     found = await mend(store)
     assert [(finding.kind, finding.mended) for finding in found.findings] == [(kind, False)]
     assert {name: key.content for name, key in (await read_raw(store))[0].items()} == before
+
+
+async def counts(store: Store) -> Any:
+    return [await raw(store, "ZRANGE", f"*{name}", 0, -1, "WITHSCORES") for name in ("agents", "triggers")]
+
+
+async def test_a_task_key_of_a_wrong_type_is_told_and_its_session_counted(store: Store) -> None:
+    session_id = await fill(store)
+    before = await counts(store)
+    await raw(store, "DEL", "*task:t1")
+    await raw(store, "LPUSH", "*task:t1", "x")
+    found = await mend(store)
+    expected = {("failed", f"session:{session_id}", False), ("failed", "task:t1", False)}
+    assert {(one.kind, one.key, one.mended) for one in found.findings} == expected
+    assert (found.sessions, found.uncounted) == (12, [])
+    assert await counts(store) == before
+
+
+async def test_where_nobody_can_tell_what_a_session_counts_for_the_counts_are_left_alone(store: Store) -> None:
+    session_id = await fill(store)
+    before = await counts(store)
+    await raw(store, "SET", f"*session:{session_id}", "text")
+    found = await mend(store)
+    assert {(one.kind, one.mended) for one in found.findings} == {("failed", False)}
+    assert found.uncounted == [0]
+    assert await counts(store) == before
+
+
+async def test_of_a_shard_that_comes_to_another_server_meanwhile_the_counts_are_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SCAN's place in the one means nothing to the other: who knows what it has not come to."""
+    await fill(store)
+    await raw(store, "ZINCRBY", "*agents", 2, "a1")
+    (server,) = await store.scripts.servers.all()
+    processes = iter("ab")
+
+    async def read_infos(scripts: Scripts) -> dict[str, dict[str, str]]:
+        return {server.name: {"run_id": next(processes)}}
+
+    monkeypatch.setattr(module, "read_infos", read_infos)
+    found = await mend(store)
+    assert (found.findings, found.uncounted) == ([], [0])
+    monkeypatch.undo()
+    assert kinds(await mend(store)) == {"count"}
 
 
 async def test_two_live_sessions_of_a_task_are_told_and_both_live_on(store: Store) -> None:

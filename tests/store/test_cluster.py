@@ -17,6 +17,7 @@ from tests.store.wire import a_list, a_run, some_events
 from tracker.errors import StoreUnavailable
 from tracker.models import Target
 from tracker.settings import Settings
+from tracker.store.agreement import agreement
 from tracker.store.cluster import Cluster, NodeView, _owners, parse_nodes
 from tracker.store.connection import connect_node
 from tracker.store.deliveries import Deliveries
@@ -218,6 +219,31 @@ async def test_a_session_that_has_moved_ahead_is_never_taken_for_gone(
     assert (await beating_all)[TASK]
     assert len((await listing)[0]) == 1
     assert await audit(store) == 1
+
+
+async def test_the_doctor_takes_nothing_for_wrong_that_is_on_its_way(store: Store, redis_cluster: RedisCluster) -> None:
+    """And mends no counts of a shard of which it may not have seen all sessions."""
+    for number in range(20):
+        await store.sessions.create(a_run(f"t{number}", f"a{number % 3}"))
+    slot = slot_of(store)
+    source = await asyncio.to_thread(redis_cluster.holder, slot)
+    target = next(port for port in await asyncio.to_thread(redis_cluster.masters) if port != source)
+    await begin_move(redis_cluster, slot)
+    ahead = await asyncio.to_thread(redis_cluster.ask, source, "CLUSTER", "GETKEYSINSLOT", slot, 200)
+    ahead = [key for key in ahead if b":session:" in key][::2]
+    words = ("MIGRATE", "127.0.0.1", target, "", 0, 5000, "KEYS", *ahead)
+    assert await asyncio.to_thread(redis_cluster.ask, source, *words) == b"OK"
+    try:
+        mending = asyncio.create_task(agreement(store.scripts, mend=True))
+        done, _ = await asyncio.wait([mending], timeout=0.3)
+        assert not done
+    finally:
+        await asyncio.to_thread(redis_cluster.move, slot, target, 100)
+    found = await mending
+    assert (found.findings, found.uncounted) == ([], [0])
+    assert await audit(store) == 20
+    found = await agreement(store.scripts, mend=True)
+    assert (found.sessions, found.findings, found.uncounted) == (20, [], [])
 
 
 async def test_no_event_is_lost_to_a_webhook_while_a_slot_moves(store: Store, redis_cluster: RedisCluster) -> None:

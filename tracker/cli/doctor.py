@@ -150,7 +150,7 @@ def _add_agreement(table: Table, looked: Agreement) -> None:
         )
     if looked.uncounted:
         shards = ", ".join(map(str, looked.uncounted))
-        table.add_row(Text("i", "cyan"), "counts", f"not compared in shard {shards}: too much happens there just now")
+        table.add_row(Text("i", "cyan"), "counts", f"not compared in shard {shards}, where too much happens or moves")
 
 
 def _closing(examination: Examination) -> Text:

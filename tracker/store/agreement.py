@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tracker.errors import PositionLost
 from tracker.store.ids import shard_of_text
+from tracker.store.inspection import read_infos
 from tracker.store.keys import Shard
 from tracker.store.scan import SCAN, stretches
 from tracker.store.scripts import Scripts
@@ -63,7 +64,9 @@ class Finding(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """``sessions``: hashes seen. ``uncounted``: the shards whose counts nobody could compare, so much happens there."""
+    """``sessions``: hashes seen. ``uncounted``: the shards whose counts could not be compared: too much happens there,
+    they have come to another server meanwhile, or of some session nobody can tell what it counts for.
+    """
 
     sessions: int
     findings: list[Finding]
@@ -84,12 +87,13 @@ async def agreement(scripts: Scripts, *, mend: bool, tell: Callable[[int], None]
 
 class _Seen:
     """What one look has seen of a shard: agent and trigger type of each session, how many each has, and which agents
-    have an index. ``position``: the newest event that it takes into account.
+    have an index. ``position``: the newest event that it takes into account. ``whole``: whether it is all there is.
     """
 
     def __init__(self, shard: Shard, position: bytes) -> None:
         self.shard = shard
         self.position = position
+        self.whole = True
         self.sessions: dict[bytes, tuple[bytes, bytes]] = {}
         self.counts: Counter[tuple[bytes, bytes]] = Counter()
         self.agents: set[bytes] = set()
@@ -114,17 +118,22 @@ class _Look:
         self._mode = "mend" if mend else "look"
 
     async def at_keys(self, tell: Callable[[int], None]) -> None:
-        """The hashes and task keys, as SCAN comes to them; from here on the feed has to tell of changes."""
+        """The hashes and task keys, as SCAN comes to them; from here on the feed has to tell of changes.
+
+        Of a shard that comes to another server meanwhile nobody knows what SCAN has not come to.
+        """
         for shard in self._scripts.shards:
             newest = await self._scripts.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1, shard=shard)
             self.shards.append(_Seen(shard, newest[0][0] if newest else b"0-0"))
-        seen = 0
+        places, seen = await self._places(), 0
         async for shard, keys in stretches(self._scripts, "session", "task", "agent"):
             one = self.shards[shard.number]
             await self._sessions(one, [name for kind, name in keys if kind == "session"])
             await self._tasks(one, [name for kind, name in keys if kind == "task"])
             one.agents.update(name for kind, name in keys if kind == "agent")
             tell(seen := seen + len(keys))
+        for one, before, after in zip(self.shards, places, await self._places(), strict=True):
+            one.whole = one.whole and before == after
 
     async def at_indices(self) -> None:
         """Agents mostly have few sessions in a shard: many of their indices go into one step."""
@@ -140,6 +149,9 @@ class _Look:
 
     async def at_counts(self) -> None:
         for one in self.shards:
+            if not one.whole:
+                self.uncounted.append(one.shard.number)
+                continue
             names = set(one.counts)
             for which in (b"agents", b"triggers"):
                 names |= {(which, name) async for name in self._members(one, which)}
@@ -150,6 +162,12 @@ class _Look:
                     await self._counts(one, some)
             except (PositionLost, TimeoutError):
                 self.uncounted.append(one.shard.number)
+
+    async def _places(self) -> list[tuple[str, Any]]:
+        """The server that holds each shard, and which process that is."""
+        infos = await read_infos(self._scripts)
+        holders = [await self._scripts.servers.holder(one.shard) for one in self.shards]
+        return [(holder.name, infos.get(holder.name, {}).get("run_id")) for holder in holders]
 
     async def _members(self, one: _Seen, which: bytes) -> AsyncIterator[bytes]:
         key, cursor = one.shard.prefix.encode() + which, 0
@@ -167,14 +185,16 @@ class _Look:
             for session_id, agent, trigger, *kinds in rows:
                 if agent and trigger:
                     one.add(session_id, agent, trigger)
+                else:
+                    one.whole = False
                 for kind in kinds:
                     self._note(one, kind, b"session:" + session_id)
 
     async def _tasks(self, one: _Seen, tasks: list[bytes]) -> None:
         for some in _batches(tasks):
-            _, *strays = await self._run("check_tasks", one, *some)
-            for task in strays:
-                self._note(one, b"stray", b"task:" + task)
+            _, *found = await self._run("check_tasks", one, *some)
+            for task, kind in zip(found[::2], found[1::2], strict=True):
+                self._note(one, kind, b"task:" + task)
             for task in some:
                 if shard_of_text(task.decode(errors="replace"), len(self.shards)) != one.shard.number:
                     self._note(one, b"misplaced", b"task:" + task)

@@ -55,7 +55,7 @@ async def inspect(scripts: Scripts, *, embedded: bool) -> Findings:
     async with scripts.one_deadline():
         replies = await scripts.survey()
         seen = {number: reply for number, reply in enumerate(replies) if not isinstance(reply, StoreUnavailable)}
-        infos = {} if embedded else await _infos(scripts, [scripts.shards[number] for number in seen])
+        infos = await _infos(scripts, [scripts.shards[number] for number in seen])
     holds = [int(reply[2]) for reply in seen.values() if reply[2]]
     kind = "memory" if embedded else "cluster" if scripts.servers.several else "redis"
     facts: dict[str, Any] = {"kind": kind, "shards": len(replies)}
@@ -153,7 +153,7 @@ def judge(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 async def read_infos(scripts: Scripts) -> dict[str, dict[str, Any]]:
-    """What each server says of itself, by its name; nothing where it may not. Raises StoreUnavailable."""
+    """What each server says of itself, by its name; nothing where we may not ask. Raises StoreUnavailable."""
     return await _infos(scripts, scripts.shards)
 
 
@@ -164,7 +164,7 @@ async def _infos(scripts: Scripts, shards: Iterable[Shard]) -> dict[str, dict[st
 
 
 async def _info(scripts: Scripts, server: Server) -> dict[str, Any]:
-    info = await _if_allowed(scripts.ask(server, "INFO"))
+    info = None if server.embedded else await _if_allowed(scripts.ask(server, "INFO"))
     if not isinstance(info, dict):
         return {}
     if scripts.servers.several:

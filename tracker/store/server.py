@@ -41,7 +41,7 @@ class Server:
         self._pool = cast("BlockingConnectionPool", client.connection_pool)
         self.hot = Pipe(self._pool)
         self.bulk = Pipe(self._pool)
-        self._embedded = embedded
+        self.embedded = embedded
         self._left = -LEAVE_SECONDS
 
     async def execute(self, words: Sequence[Argument], fits: Callable[[Any], bool]) -> Any:
@@ -90,7 +90,7 @@ class Server:
         cut([*self._pool._available_connections, *self._pool._in_use_connections])
 
     async def close(self) -> None:
-        if not self._embedded:
+        if not self.embedded:
             await self.hot.close()
             await self.bulk.close()
             # A server that reads no more would not let them be closed in order.

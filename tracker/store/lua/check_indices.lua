@@ -61,14 +61,17 @@ local function go_through(name)
   for i = 1, #entries, 2 do
     -- A session's key of a wrong type is told of where the keys are looked at.
     local ok, finding = pcall(check, index, agent, entries[i])
-    if ok and finding then note(name, entries[i], finding) end
+    if not ok then expect_wrong_type(finding) elseif finding then note(name, entries[i], finding) end
   end
   if #entries == 2 * reach then return entries[#entries], entries[#entries - 1] end
 end
 
 while left > 0 and at <= #ARGV do
   local ok, next_score, next_id = pcall(go_through, ARGV[at])
-  if not ok then note(ARGV[at], '', 'failed') end
+  if not ok then
+    expect_wrong_type(next_score)
+    note(ARGV[at], '', 'failed')
+  end
   score, id = ok and next_score or '', ok and next_id or ''
   if score == '' then at, left = at + 1, left - 1 end
 end

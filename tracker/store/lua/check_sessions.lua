@@ -3,7 +3,8 @@
 -- ARGV    4 look | mend  5... ids
 -- reply   seen, then {id, agent, trigger, finding, ...} for each that has a hash. Findings: sessions, deadlines, agent (no entry or
 --         another score), task (no task key, or one that leads nowhere), rival (the task key leads to another session of
---         the task), broken (the hash is not whole), failed (a key of a wrong type, or of none of ours)
+--         the task), broken (the hash is not whole), failed (its hash, or a key that belongs to it, is of a wrong type).
+--         agent and trigger are '' where the hash does not say
 -- effects entries and the task key as the hash has them, and the TTLs of the keys that got one; not for a rival's task
 local mend = ARGV[4] == 'mend'
 if mend then redis.call('PERSIST', CLOCK) end
@@ -46,7 +47,11 @@ end
 local rows = {}
 for i = 5, #ARGV do
   local ok, row = pcall(check, ARGV[i])
-  if not ok then row = {ARGV[i], '', '', 'failed'} end
+  if not ok then
+    expect_wrong_type(row)
+    local whose = redis.pcall('HMGET', SESSION .. ARGV[i], 'agent', 'trigger')
+    row = {ARGV[i], whose[1] or '', whose[2] or '', 'failed'}
+  end
   if row then rows[#rows + 1] = row end
 end
 if longest > 0 then

@@ -51,6 +51,13 @@ local function describe(problem)
   return type(problem) == 'table' and problem.err or tostring(problem)
 end
 
+-- For those that look at keys one by one, and tell of one that is of a wrong type: raises what pcall caught if it is
+-- anything else, such as that keys are on their way to another node.
+local function expect_wrong_type(problem)
+  local text = describe(problem)
+  if not string.find(text, 'WRONGTYPE', 1, true) then error(text, 0) end
+end
+
 local function to_table(flat)
   local fields = {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
