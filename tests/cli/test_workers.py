@@ -55,7 +55,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     """Two that run and one that was replaced, all of them deaf; with no time to end."""
     monkeypatch.setattr(room, "STRAGGLER_SECONDS", 0.2)
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    workers = Workers(uvicorn.Config("nowhere:app", workers=2, timeout_graceful_shutdown=0), [], drain_seconds=0)
+    workers = Workers(
+        uvicorn.Config("nowhere:app", workers=2, log_config=None, timeout_graceful_shutdown=0), [], drain_seconds=0
+    )
     for number, handler in before.items():
         signal.signal(number, handler)
     workers.processes = [Deaf(), Deaf()]  # type: ignore[list-item]

@@ -94,7 +94,7 @@ SABOTAGES: dict[str, Sabotage] = {
         (
             Edit(
                 "store/lua/cleanup.lua",
-                "    fits = fits and math.max(age, 0) >= tonumber(ARGV[9])\n",
+                "    fits = fits and math.max(age, 0) >= tonumber(ARGV[10])\n",
                 "    fits = true\n",
             ),
         ),
