@@ -6,16 +6,18 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from tests.audit import audit
 from tests.clockwork import advance
+from tests.conftest import OpenPod
 from tests.store.wire import a_cleanup, a_run, some_events
 from tracker.errors import Invalid, PositionLost, StoreUnavailable
 from tracker.models import Event, Target
-from tracker.store.feed import OLDEST, Change, Position, written
+from tracker.store.feed import EMPTY, OLDEST, Change, Position, written
 from tracker.store.keys import Shard
 from tracker.store.scripts import together
 from tracker.store.server import TURNS, Server
@@ -325,7 +327,9 @@ async def test_however_many_steps_it_takes_events_come_once_and_in_order(
 ) -> None:
     places = await fill(store, counts, quiet_every=9)
     small(monkeypatch)
-    positions = [OLDEST] * len(counts)
+    # Before a shard's first event is its place what comes right before that.
+    firsts = {shard: (position[0] - 1, 2**64 - 1) for position, shard in reversed(places)}
+    positions = [firsts.get(shard, EMPTY) for shard in range(len(counts))]
     ids = []
     for position, shard in places:
         positions[shard] = position
@@ -426,6 +430,24 @@ async def test_a_position_that_is_lost_between_two_steps_loses_nothing_of_the_ot
     assert len(await read(store, lost.value.onward)) == len(rest)
 
 
+@pytest.mark.parametrize("shards", [2])
+@pytest.mark.parametrize("by", ["page", "event", "last"])
+async def test_a_shard_that_a_reader_has_not_come_to_keeps_its_place_all_the_same(store: Store, by: str) -> None:
+    """What was its oldest then is not what is later, once the feed is trimmed."""
+    places = await fill(store, [20, 20])
+    first = places[0][1]
+    count = next(number for number, (_, shard) in enumerate(places) if shard != first)
+    page = await store.feed.page(some_events(last=40) if by == "last" else some_events(limit=count))
+    place = page["next"] if by == "page" else page["events"][0]["id"]
+    everything = await read(store)
+    passed = [event["id"] for event in everything].index(place)
+    assert await read(store, place) == everything[passed + 1 :]
+    other = store.scripts.shards[1 - first]
+    await store.scripts.command("XTRIM", other.events, "MAXLEN", 5, shard=other)
+    with pytest.raises(PositionLost):
+        await read(store, place)
+
+
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
@@ -494,9 +516,12 @@ async def test_a_position_that_was_trimmed_away_is_lost_and_one_still_held_is_no
     if len(store.scripts.shards) == 1:
         for number, event in enumerate(held):
             assert await read(store, event["id"]) == held[number + 1 :]
-        for event in everything[:-5]:
+        for event in everything[:-6]:
             with pytest.raises(PositionLost):
                 await store.feed.page(some_events(after=event["id"]))
+        # Behind the last that is gone nothing is missing, and where the next is of the same moment that is known.
+        with suppress(PositionLost):
+            assert await read(store, everything[-6]["id"]) == held
     else:
         for event in everything[:20]:
             with pytest.raises(PositionLost):
@@ -511,6 +536,20 @@ async def test_a_position_in_an_emptied_store_is_lost(store: Store) -> None:
         await store.scripts.command("DEL", shard.events)
     with pytest.raises(PositionLost):
         await store.feed.page(some_events(after=after))
+
+
+@pytest.mark.settings(feed_length=100)
+async def test_what_was_trimmed_is_known_also_where_more_is_kept_since(store: Store, open_pod: OpenPod) -> None:
+    empty = (await store.feed.page(some_events()))["next"]
+    for batch in range(3):
+        await asyncio.gather(*(store.sessions.create(a_run(f"{batch}-{number}")) for number in range(200)))
+    told = await store.scripts.command("XINFO", "STREAM", store.scripts.shards[0].events)
+    if b"entries-added" not in told:
+        pytest.skip("Redis before 7.0 does not know")
+    async with open_pod(feed_length=100_000) as pod:
+        with pytest.raises(PositionLost):
+            await pod.feed.page(some_events(after=empty))
+        assert len(await read(pod)) < 600
 
 
 @pytest.mark.settings(feed_length=100)

@@ -1,8 +1,9 @@
 """The change feed: one bounded stream per shard, written by the scripts that make the changes, read here.
 
 An event's id is its position: that of its shard's stream, and with several shards the positions of all of them, so that
-reading can go on behind any event without loss or repeat. Two parts of a position are no entry's id: ``0-0``, from the
-oldest entry that the shard holds, and ``0-1``, from the first one of a shard that had none yet.
+reading can go on behind any event without loss or repeat. Some parts of a position are no entry's id: ``0-0``, from the
+oldest entry that the shard holds; ``0-1``, from the first one of a shard that had none yet; and, in the id of an event
+before which a reader had come to none of a shard, what comes right before that shard's oldest then.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Feed:
                 default=OLDEST,
             )
             positions = [
-                max([change.position for change in window if change.position <= floor], default=OLDEST)
+                max([change.position for change in window if change.position <= floor], default=_before(window[0]))
                 if window
                 else EMPTY
                 for window in windows
@@ -171,24 +172,28 @@ class Feed:
     async def _read_shard(self, number: int, position: Position, limit: int) -> list[Change] | None:
         """The changes behind the position; None when some of them are gone.
 
-        Reads from the position itself: only an entry that is still there tells that none behind it is missing, for
-        Redis trims the oldest first. Where there was none, the feed's length tells: below it nothing was ever trimmed.
+        Reads from the position itself: only an entry that is still there, or that comes right behind it, tells that
+        none is missing, for Redis trims the oldest first. Where there was none, nothing may ever have been trimmed.
         """
         shard = self._scripts.shards[number]
         held = position not in (OLDEST, EMPTY)
         start = _written(position) if held else "-"
         rows: list[Any] = await self._ask(shard, "XRANGE", shard.events, start, "+", "COUNT", limit + held)
         changes = [Change(number, _position(entry_id), fields) for entry_id, fields in rows]
+        if held and changes and changes[0].position == position:
+            return changes[1:]
         if held:
-            return changes[1:] if changes and changes[0].position == position else None
+            return changes[:limit] if changes and _before(changes[0]) == position else None
         if position == EMPTY and changes and await self._was_trimmed(shard):
             return None
         return changes
 
     async def _was_trimmed(self, shard: Shard) -> bool:
-        """Whether it may have been."""
-        length: int = await self._ask(shard, "XLEN", shard.events)
-        return length >= self._scripts.feed_length
+        """Whether it may have been. Redis 7 knows; before that only the length tells, if it is kept as it was."""
+        told: list[Any] = await self._ask(shard, "XINFO", "STREAM", shard.events)
+        facts = dict(zip(told[::2], told[1::2], strict=True))
+        length: int = facts[b"length"]
+        return length >= self._scripts.feed_length or facts.get(b"entries-added", length) > length
 
     async def _end(self, shard: Shard) -> Position:
         rows: list[Any] = await self._ask(shard, "XREVRANGE", shard.events, "+", "-", "COUNT", 1)
@@ -219,6 +224,7 @@ class Walk:
         self._read_until = {shard: positions[shard] for shard in shards}
         """How far the shards were read that may hold more."""
         self._ahead: list[Change] = []
+        self._starts: dict[int, Position] = {}
         self._at_hand = at_hand
         self._share = _bounded(at_hand // (2 * len(shards)))
 
@@ -235,6 +241,13 @@ class Walk:
             if len(taken) == limit or not self._read_until:
                 return taken
             await self._fill()
+
+    def begun(self, positions: list[Position]) -> None:
+        """What was to begin at the oldest has by now: later that may be another, and what was in between be lost."""
+        positions[:] = [
+            self._starts.get(shard, OLDEST) if position == OLDEST else position
+            for shard, position in enumerate(positions)
+        ]
 
     def _certain(self) -> int:
         """How many of those ahead nothing can come before that is not read yet."""
@@ -258,6 +271,7 @@ class Walk:
                 "The feed no longer holds this position: list the sessions anew, then go on from 0", written(onward)
             )
         for shard, batch in batches.items():
+            self._starts.setdefault(shard, _before(batch[0]) if batch else EMPTY)
             if batch:
                 self._ahead += batch
                 self._read_until[shard] = batch[-1].position
@@ -270,6 +284,7 @@ async def _look(walk: Walk, positions: list[Position], query: ListEvents, limit:
     """What fits of the next changes of a walk, and whether that was its end; the positions move on with it."""
     reach = _reach(query, limit)
     changes = await walk.take(reach)
+    walk.begun(positions)
     found: list[Found] = []
     for change in changes:
         positions[change.shard] = change.position
@@ -277,10 +292,7 @@ async def _look(walk: Walk, positions: list[Position], query: ListEvents, limit:
             found.append(Found(written(positions), change))
             if len(found) == limit:
                 return found, False
-    complete = len(changes) < reach
-    if complete:
-        positions[:] = [EMPTY if position == OLDEST else position for position in positions]
-    return found, complete
+    return found, len(changes) < reach
 
 
 def _reach(query: ListEvents, limit: int) -> int:
@@ -310,6 +322,12 @@ def written(positions: Iterable[Position]) -> str:
 
 def _written(position: Position) -> str:
     return f"{position[0]}-{position[1]}"
+
+
+def _before(change: Change) -> Position:
+    """What comes right before a change, if there is anything: no other can come in between."""
+    ms, sequence = change.position
+    return (ms, sequence - 1) if sequence else (ms - 1, _GREATEST - 1)
 
 
 def _position(entry_id: bytes | str) -> Position:
