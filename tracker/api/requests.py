@@ -6,7 +6,7 @@ And whether there is still somebody who waits for the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -27,10 +27,10 @@ __all__ = [
     "BodyTooLarge",
     "State",
     "drain_of",
-    "gone",
     "idempotency_key",
     "last_event_id",
     "metrics_of",
+    "on_leaving",
     "read_body",
     "read_query",
     "store_of",
@@ -112,28 +112,32 @@ def last_event_id(request: Request) -> str | None:
     return _header(request, LAST_EVENT_ID, Resumption).last_event_id or None
 
 
-async def gone(receive: Receive) -> None:
-    """Waits until the client has left; for a request without a body that is still to be read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+@asynccontextmanager
+async def on_leaving(receive: Receive, act: Callable[[], None]) -> AsyncIterator[None]:
+    """Acts when the client leaves meanwhile; for a request without a body that is still to be read."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        act()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 @asynccontextmanager
 async def while_there(receive: Receive) -> AsyncIterator[None]:
     """Cuts short what is inside when the client leaves, and raises ClientDisconnect: work that may take long."""
-
-    async def watch() -> None:
-        await gone(receive)
-        presence.reschedule(asyncio.get_running_loop().time())
-
     try:
-        async with asyncio.timeout(None) as presence:
-            watching = asyncio.create_task(watch())
-            try:
-                yield
-            finally:
-                watching.cancel()
-                await asyncio.wait([watching])
+        async with (
+            asyncio.timeout(None) as presence,
+            on_leaving(receive, lambda: presence.reschedule(asyncio.get_running_loop().time())),
+        ):
+            yield
     except TimeoutError:
         if presence.expired():
             raise ClientDisconnect from None

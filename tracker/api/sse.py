@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from tracker.api.requests import gone
+from tracker.api.requests import on_leaving
 from tracker.api.responses import answer
 from tracker.errors import PositionLost, StoreError
 from tracker.models import EVENTS_DEFAULT_LIMIT, EventPage, ListEvents
@@ -72,7 +70,7 @@ class EventStream:
                 # An id alone is no event, but is remembered: who loses the connection now knows where to go on.
                 opening += position + b"\n" + first
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            async with _until_gone(reader, receive):
+            async with on_leaving(receive, reader.end):
                 await _write(opening, send)
                 await _follow(reader, send)
             await send({"type": "http.response.body"})
@@ -90,27 +88,11 @@ class WaitingPage:
         limit = self._query.limit or self._query.last or EVENTS_DEFAULT_LIMIT
         with self._hub.reader(self._query) as reader:
             await reader.begin(self._after)
-            async with _until_gone(reader, receive):
+            async with on_leaving(receive, reader.end):
                 found = await _first(reader, limit, self._query.wait or 0)
             events = [change.event(event_id) for event_id, change in found]
             page = EventPage(events=events, next=reader.position)
         await answer(page)(scope, receive, send)
-
-
-@asynccontextmanager
-async def _until_gone(reader: Reader, receive: Receive) -> AsyncIterator[None]:
-    """Ends the reader when the client leaves meanwhile."""
-
-    async def watch() -> None:
-        await gone(receive)
-        reader.end()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
-        await asyncio.wait([watching])
 
 
 async def _first(reader: Reader, limit: int, seconds: float) -> list[Found]:
