@@ -562,11 +562,19 @@ def is_loopback(host: str) -> bool:
     return address in ipaddress.ip_network("127.0.0.0/8") if address.version == 4 else host == "::1"
 
 
+def can_be_looked_up(host: str) -> bool:
+    """Whether a resolver is given it at all: not when it is empty, or with a label that is empty or too long."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _has_place(url: str) -> bool:
     """Whether a URL names a host and port that there may be."""
     try:
         parts = urlsplit(url)
-        return bool((parts.hostname or "").encode("idna")) and parts.port != 0
+        return can_be_looked_up(parts.hostname or "") and parts.port != 0
     except ValueError:
         return False
 

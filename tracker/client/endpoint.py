@@ -11,7 +11,7 @@ import httpx
 
 from tracker import __version__
 from tracker.client.errors import Misconfigured
-from tracker.settings import VISIBLE_ASCII
+from tracker.settings import VISIBLE_ASCII, can_be_looked_up
 
 __all__ = ["DEFAULT_URL", "Endpoint"]
 
@@ -43,7 +43,7 @@ class Endpoint:
             raise Misconfigured(f"The tracker's URL cannot be used: {error}") from None
         if parsed.scheme not in ("http", "https") or not host or "?" in url or "#" in url:
             raise Misconfigured("The tracker's URL must be one such as http://localhost:3013")
-        if not _can_be_looked_up(parsed.raw_host):
+        if not can_be_looked_up(parsed.raw_host.decode("ascii")):
             raise Misconfigured("The tracker's URL has a host that is no name: between dots are 1 to 63 characters")
         if parsed.port is not None and not 1 <= parsed.port <= 65535:
             raise Misconfigured("The tracker's URL has a port that is none: they go from 1 to 65535")
@@ -69,12 +69,3 @@ class Endpoint:
         except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
             problem = f"What the environment says of proxies or certificates cannot be used: {error}"
             raise Misconfigured(problem) from error
-
-
-def _can_be_looked_up(host: bytes) -> bool:
-    """Whether the resolver is given it at all: not with a label that is empty or too long."""
-    try:
-        host.decode("ascii").encode("idna")
-    except UnicodeError:
-        return False
-    return True
